@@ -1,0 +1,41 @@
+# make demo   everything once on synthetic studies, in minutes
+# make test   the quick tests            make test-slow   the others
+# make lint   formatting, lint, types    make check       all of the above
+#
+# Needs Python 3.11 or newer, pip and make; the first target makes .venv and installs into it.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.installed
+OUT ?= build/demo
+
+.PHONY: demo test test-slow lint check clean
+
+demo: $(READY)
+	rm -rf build/demo
+	$(VENV)/bin/ich-seq demo --out $(OUT)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -q -m "not slow"
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -q -m slow
+
+lint: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+check: lint test test-slow
+
+# A Python without the venv module (Debian splits it off) gets virtualenv from pip instead.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) \
+		&& $(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv \
+		&& PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); }
+	$(VENV)/bin/pip install --quiet --editable '.[dev,jpeg]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build

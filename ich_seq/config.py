@@ -1,0 +1,152 @@
+"""Settings: typed, frozen, from TOML and `--set`; a key that does not exist is an error with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ich_seq import UsageError
+
+AIR_HU = -1024
+"""Lowest HU kept. Air is -1000; scanners pad the corners with -1500 to -3024, which would otherwise
+reach the resampling and darken the scalp."""
+
+Level = float
+Width = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A table of the settings file: no unknown keys, no change once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Slices(Section):
+    """How a slice becomes the network's input."""
+
+    size: int = Field(default=256, ge=32, le=1024)
+    field_mm: float = Field(default=250.0, ge=100, le=500)
+    windows_hu: tuple[tuple[Level, Width], ...] = Field(default=((40, 80), (80, 200), (600, 2800)), min_length=1)
+    neighbours: tuple[int, ...] = Field(default=(0,), min_length=1)
+
+
+class Encoder(Section):
+    """Which network embeds a slice."""
+
+    arch: str = "tf_efficientnet_lite0"
+    weights: str = "imagenet"
+    seed: int = 0
+
+
+class Extract(Section):
+    """How the encoder is run."""
+
+    batch_size: int = Field(default=32, ge=1)
+
+
+class Rnn(Section):
+    """The sequence model."""
+
+    projection: int = Field(default=128, ge=1)
+    hidden: int = Field(default=96, ge=1)
+    layers: int = Field(default=2, ge=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    position: bool = True
+
+
+class Train(Section):
+    """How the sequence model is trained."""
+
+    folds: int = Field(default=5, ge=4)
+    seed: int = 0
+    epochs: int = Field(default=40, ge=1)
+    batch_studies: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    patience: int = Field(default=10, ge=1)
+    thin: float = Field(default=0.5, ge=0, le=1)
+    reverse: float = Field(default=0.5, ge=0, le=1)
+    study_loss: float = Field(default=0.25, ge=0)
+
+
+class Config(Section):
+    """All settings, at their defaults unless a file or `--set` says otherwise."""
+
+    slices: Slices = Slices()
+    encoder: Encoder = Encoder()
+    extract: Extract = Extract()
+    rnn: Rnn = Rnn()
+    train: Train = Train()
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read settings from a TOML file (or the defaults), then apply overrides such as "train.epochs=30".
+
+    An override's value is written as in TOML; a bare word is taken as text. Raises UsageError for an
+    unreadable file, an unknown key (with the nearest known one) or a value of the wrong kind.
+    """
+    values = {} if path is None else _read_toml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        source = str(path) if path is not None else "the settings"
+        raise UsageError("\n".join(f"{source}: {_sentence(e)}" for e in error.errors())) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the settings {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *tables, key = name.strip().split(".")
+    if not equals or not tables:
+        raise UsageError(f"--set {override}: write it as section.key=value, e.g. --set train.epochs=30.")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {override}: {table} is a value, not a section.")
+    values[key] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(error: Any) -> str:
+    """Turn one of pydantic's errors into a sentence with the remedy."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, _known_keys(), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_known_keys())}."
+        return f"unknown key {where}{hint}"
+    return f"{where}: {error['msg']} (given: {error['input']!r})."
+
+
+def _known_keys() -> list[str]:
+    return list(_keys("", Config))
+
+
+def _keys(prefix: str, section: type[BaseModel]) -> Iterable[str]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        yield prefix + name
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _keys(f"{prefix}{name}.", inner)

@@ -1,0 +1,106 @@
+"""Files that are whole or absent: atomic writes, hashes, one process a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ich_seq import OutputError
+
+PARTIAL = ".partial"
+"""Suffix of a file that is being written; leftovers are removed when the folder is opened again."""
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of these bytes, 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hex digits, in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def short_hash(text: str) -> str:
+    """Return 16 hex digits for a name on disk; UIDs and patient names never become file names."""
+    return sha256_bytes(text.encode("utf-8", "surrogateescape"))[:16]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is seen whole or not at all, even through a crash.
+
+    The bytes go to a temporary name in the same folder, reach the disk, and are then renamed.
+    Raises OutputError naming the path if the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):  # where it could not be made, it cannot be removed either
+            partial.unlink()
+        raise OutputError(f"Cannot write {path}: {error.strerror}. Free space or choose another --out.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and machines: sorted keys, two blanks, no NaN, a line feed at the end."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents. Raises OutputError naming the path."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot create the folder {path}: {error.strerror}. Choose another --out.") from error
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Hold an output folder for this process alone; create it, and sweep what a crash left half-written.
+
+    Raises OutputError at once if another process holds it. The lock goes with the process, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(path)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(path / ".lock", timeout=0))
+            for leftover in path.glob(f"*{PARTIAL}"):
+                leftover.unlink()
+        except Timeout as error:
+            raise OutputError(f"Another process is writing to {path}; wait for it or choose another --out.") from error
+        except OSError as error:
+            raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another --out.") from error
+        yield  # outside the try: what the work itself raises is not the lock's
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a journal and see it to the disk. Raises OutputError naming the path."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror}. Free space or choose another --out.") from error
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""Why a file is part of no study: the reason codes of rejected.csv, and the verdict on a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a file is not part of a study. `EXCLUDED` holds those that are no fault of the file."""
+
+    UNREADABLE = "unreadable"
+    NOT_REGULAR = "not_regular"
+    NOT_DICOM = "not_dicom"
+    DAMAGED_HEADER = "damaged_header"
+    TRANSFER_SYNTAX = "transfer_syntax"
+    MISSING_TAG = "missing_tag"
+    MULTI_FRAME = "multi_frame"
+    GEOMETRY = "geometry"
+    DIMENSIONS = "dimensions"
+    PIXEL_FORMAT = "pixel_format"
+    RESCALE = "rescale"
+    PIXEL_DATA = "pixel_data"
+    DECODE = "decode"
+    SOP_CONFLICT = "sop_conflict"
+    OTHER_FILE = "other_file"
+    DICOMDIR = "dicomdir"
+    NOT_CT = "not_ct"
+    SECONDARY_CAPTURE = "secondary_capture"
+    LOCALIZER = "localizer"
+    NOT_AXIAL = "not_axial"
+    OTHER_SERIES = "other_series"
+    DUPLICATE = "duplicate"
+
+
+EXCLUDED = {
+    Reason.OTHER_FILE,
+    Reason.DICOMDIR,
+    Reason.NOT_CT,
+    Reason.SECONDARY_CAPTURE,
+    Reason.LOCALIZER,
+    Reason.NOT_AXIAL,
+    Reason.OTHER_SERIES,
+    Reason.DUPLICATE,
+}
+"""Sound files that a stated rule leaves out. All other reasons mean that something is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A file that is part of no study, and why. `detail` is a sentence with the remedy."""
+
+    file: str
+    reason: Reason
+    detail: str
+
+    @property
+    def fate(self) -> str:
+        """Return "excluded" (a sound file, left out by rule) or "rejected" (something is wrong with it)."""
+        return "excluded" if self.reason in EXCLUDED else "rejected"
+
+
+class Refused(Exception):  # noqa: N818 - a verdict, not an error of ours
+    """A file that cannot be used, on its way to becoming an `Unused`."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail

@@ -1,0 +1,195 @@
+"""extract-features: a folder of DICOM files into a feature store."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ich_seq import NothingUsableError, windows
+from ich_seq.config import Config
+from ich_seq.devices import choose_device
+from ich_seq.dicom import read_hounsfield
+from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, embed, save_encoder
+from ich_seq.files import locked_folder, short_hash, write_bytes
+from ich_seq.progress import Progress, silent
+from ich_seq.reasons import Refused, Unused
+from ich_seq.store import ENCODER, REJECTED, StoreWriter, StudyFeatures, unused_csv
+from ich_seq.studies import Findings, Study, find_studies
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What became of every file seen: `files` = `used` + `excluded` + `rejected`; `reasons` counts the latter two."""
+
+    files: int
+    used: int
+    excluded: int
+    rejected: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractionSummary:
+    """What a run of extract-features did, and where it lies."""
+
+    out: Path
+    studies: int
+    counts: Counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedStudy:
+    """A study after the encoder: its features (None if no slice could be read) and the slices lost."""
+
+    study: Study
+    features: StudyFeatures | None
+    refused: tuple[Unused, ...]
+
+
+def extract_features(
+    root: Path,
+    out: Path,
+    config: Config | None = None,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> ExtractionSummary:
+    """Embed every slice below `root` and write the feature store `out`; take up a broken run where it ended.
+
+    `workers` threads and processes read ahead of the encoder (None: one a core); the bytes written do
+    not depend on them. Raises NothingUsableError if no slice of `root` is usable (rejected.csv then
+    says why), OutputError if `out` cannot be written or another process holds it.
+    """
+    config = config or Config()
+    workers = default_workers() if workers is None else workers
+    encoder = build_encoder(config).to(choose_device(device))
+    with locked_folder(out):
+        findings = find_studies(root, workers=workers, progress=progress)
+        writer = StoreWriter(out, encoder.spec.fingerprint)
+        save_encoder(encoder, out / ENCODER)
+        refused = _grow(writer, findings, encoder, config.extract.batch_size, workers, progress)
+        counts = _close(writer, findings, refused, encoder.spec)
+    return ExtractionSummary(out=out, studies=len(findings.studies), counts=counts)
+
+
+def default_workers() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _grow(
+    writer: StoreWriter, findings: Findings, encoder: SliceEncoder, batch_size: int, workers: int, progress: Progress
+) -> list[Unused]:
+    """Bring every study that is not there yet into the store; return the slices that could not be read."""
+    missing = [study for study in findings.studies if not writer.has(_input_key(study))]
+    refused: list[Unused] = []
+    done = len(findings.studies) - len(missing)
+    for embedded in embed_studies(missing, encoder, batch_size=batch_size, workers=workers):
+        refused.extend(embedded.refused)
+        if embedded.features is not None:
+            key, geometry = _input_key(embedded.study), asdict(embedded.study.geometry)
+            writer.add(key, embedded.features, geometry, whole=not embedded.refused)
+        done += 1
+        progress("embedding studies", done, len(findings.studies))
+    return refused
+
+
+def _input_key(study: Study) -> str:
+    """Return a hash that changes when a file of the study is added, removed, renamed or written anew."""
+    return short_hash(repr([(h.file, h.sop_uid, h.file_bytes, h.modified_ns) for h in study.slices]))
+
+
+def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], spec: EncoderSpec) -> Counts:
+    """Finish the store and return its counts; refuse to call an empty store a result."""
+    unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
+    counts = count_files(findings.n_files, unused)
+    if not counts.used:
+        rejected = writer.root / REJECTED
+        write_bytes(rejected, unused_csv(unused))
+        raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {rejected}.")
+    keys = [_input_key(study) for study in findings.studies]
+    writer.close(keys, unused_csv(unused), {"encoder": asdict(spec), "counts": asdict(counts)})
+    return counts
+
+
+def count_files(n_files: int, unused: Sequence[Unused]) -> Counts:
+    """Count what became of `n_files` files, given those that are no slice of a study."""
+    fates = Counter(u.fate for u in unused)
+    return Counts(
+        files=n_files,
+        used=n_files - len(unused),
+        excluded=fates["excluded"],
+        rejected=fates["rejected"],
+        reasons=dict(sorted(Counter(str(u.reason) for u in unused).items())),
+    )
+
+
+def embed_studies(
+    studies: Iterable[Study], encoder: SliceEncoder, *, batch_size: int, workers: int
+) -> Iterator[EmbeddedStudy]:
+    """Embed studies one by one, in their order, while `workers` threads read the next ones.
+
+    A study is always cut into the same batches, so its features depend on nothing but itself.
+    """
+
+    def read(study: Study) -> tuple[Study, NDArray[np.float32], list[int], list[Unused]]:
+        return study, *read_study(study, encoder.spec)
+
+    for study, hu, kept, refused in _ahead(read, studies, workers):
+        features = None
+        if kept:
+            embedded = embed(encoder, torch.from_numpy(hu), batch_size=batch_size)
+            features = StudyFeatures(
+                study_uid=study.uid,
+                patient_key=short_hash(study.patient_id),
+                sop_uids=tuple(study.slices[i].sop_uid for i in kept),
+                positions_mm=study.positions_mm[kept],
+                features=embedded.numpy().astype(np.float16),
+            )
+        yield EmbeddedStudy(study=study, features=features, refused=tuple(refused))
+
+
+def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], list[int], list[Unused]]:
+    """Read the pixels of a study, resampled for the encoder.
+
+    Returns HU (n, S, S) of the slices that could be read, their indices among the study's N, and the
+    others with the reason. One bad slice costs itself only.
+    """
+    images, kept, refused = [], [], []
+    for index, header in enumerate(study.slices):
+        try:
+            hu = read_hounsfield(header)
+        except Refused as refusal:
+            refused.append(Unused(header.file, refusal.reason, refusal.detail))
+            continue
+        images.append(windows.resample(hu, header.spacing_mm, field_mm=spec.field_mm, size=spec.size))
+        kept.append(index)
+    return np.stack(images) if images else np.empty((0, spec.size, spec.size), np.float32), kept, refused
+
+
+def _ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Map in order, with at most `workers` results being made or waiting; 0 makes each when it is asked for."""
+    if workers < 1:
+        yield from map(read, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

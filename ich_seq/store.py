@@ -1,0 +1,233 @@
+"""The feature store: embeddings on disk, a file a study, each row beside its SOP Instance UID.
+
+    FEATURES/
+        manifest.json       what made the store, what it holds, the SHA-256 of the files below
+        encoder.safetensors the encoder's weights, so that a bundle can be made of the store alone
+        studies.parquet     a row a study: identity, geometry, name, size and SHA-256 of its file
+        rejected.csv        a row for every file that is no slice of a study, with its reason
+        <hash>.safetensors  features (N, D) float16, positions_mm (N,) float64, SOP UIDs in the header
+
+`.journal.jsonl` remembers finished studies while a store grows; `.lock` keeps a second process out.
+A study counts as finished when the journal names it and its file has the journalled size and hash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from ich_seq import ArtefactError, UsageError, __version__
+from ich_seq.files import append_line, sha256_bytes, sha256_file, short_hash, write_bytes, write_json
+from ich_seq.reasons import Unused
+
+SCHEMA = "ich-seq features 1"
+MANIFEST, STUDIES, REJECTED, ENCODER, JOURNAL = (
+    "manifest.json",
+    "studies.parquet",
+    "rejected.csv",
+    "encoder.safetensors",
+    ".journal.jsonl",
+)
+HEADER_KEY = "ich_seq"
+"""All text of a study file sits under this one key: safetensors writes several in random order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyFeatures:
+    """The embeddings of one study, feet to head: `features` (N, D), `positions_mm` (N,), `sop_uids` N names.
+
+    `patient_key` is a hash, the same for all studies of a patient.
+    """
+
+    study_uid: str
+    patient_key: str
+    sop_uids: tuple[str, ...]
+    positions_mm: NDArray[np.float64]
+    features: NDArray[np.float16]
+
+
+def encode_study(study: StudyFeatures) -> bytes:
+    """Return the bytes of a study's file; equal studies give equal bytes."""
+    header = {"study_uid": study.study_uid, "patient_key": study.patient_key, "sop_uids": list(study.sop_uids)}
+    return save_arrays(
+        {"features": np.ascontiguousarray(study.features), "positions_mm": study.positions_mm},
+        metadata={HEADER_KEY: json.dumps(header, sort_keys=True)},
+    )
+
+
+def decode_study(data: bytes, path: Path) -> StudyFeatures:
+    """Read a study's file back. Raises ArtefactError if it is none, or its parts disagree in length."""
+    try:
+        arrays = load_arrays(data)
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][HEADER_KEY])
+        study = StudyFeatures(
+            study_uid=header["study_uid"],
+            patient_key=header["patient_key"],
+            sop_uids=tuple(header["sop_uids"]),
+            positions_mm=arrays["positions_mm"],
+            features=arrays["features"],
+        )
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ArtefactError(f"{path} is not a feature file of this package; extract the features again.") from error
+    if not len(study.sop_uids) == len(study.positions_mm) == len(study.features):
+        raise ArtefactError(f"{path}: rows and SOP Instance UIDs differ in number; extract the features again.")
+    return study
+
+
+class StoreWriter:
+    """Grows a store study by study, and picks up where a broken run left off.
+
+    Studies are known by a key that stands for their input files; `fingerprint` is the encoder's, and
+    what another encoder left in the folder is not taken up.
+    """
+
+    def __init__(self, root: Path, fingerprint: str) -> None:
+        self.root, self.fingerprint = root, fingerprint
+        self._rows = {row["key"]: row for row in self._finished()}
+        self._write_journal()
+
+    def _finished(self) -> Iterator[dict[str, Any]]:
+        """Yield the journalled studies whose file is whole; a torn last line is one that never was."""
+        journal = self.root / JOURNAL
+        for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
+            try:
+                row = json.loads(line)
+                path = self.root / row["file"]
+                whole = path.stat().st_size == row["bytes"] and sha256_file(path) == row["sha256"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if whole and row["fingerprint"] == self.fingerprint:
+                yield row
+
+    def _write_journal(self) -> None:
+        lines = (json.dumps(row, sort_keys=True) + "\n" for row in self._rows.values() if row["whole"])
+        write_bytes(self.root / JOURNAL, "".join(lines).encode())
+
+    def has(self, key: str) -> bool:
+        """Tell whether the study of these input files is in the store, whole."""
+        return key in self._rows
+
+    def add(self, key: str, study: StudyFeatures, geometry: dict[str, Any], *, whole: bool) -> None:
+        """Write one study's file, then journal it.
+
+        `geometry` are plain values for its row of the index. A study that lost slices is not `whole`:
+        it is in the store, but the next run tries it again.
+        """
+        data = encode_study(study)
+        row = {
+            "key": key,
+            "fingerprint": self.fingerprint,
+            "file": f"{short_hash(study.study_uid)}.safetensors",
+            "bytes": len(data),
+            "sha256": sha256_bytes(data),
+            "study_uid": study.study_uid,
+            "patient_key": study.patient_key,
+            "slices": len(study.sop_uids),
+            "whole": whole,
+            **geometry,
+        }
+        write_bytes(self.root / row["file"], data)
+        if whole:
+            append_line(self.root / JOURNAL, json.dumps(row, sort_keys=True))
+        self._rows[key] = row
+
+    def close(self, keys: Sequence[str], unused_csv: bytes, facts: dict[str, Any]) -> None:
+        """Write the index, the list of unused files and, last, the manifest that makes the store whole.
+
+        `keys` are the studies of this run, in order; what else the folder holds of features is removed.
+        `facts` are JSON values for the manifest.
+        """
+        self._rows = {key: self._rows[key] for key in keys if key in self._rows}
+        self._write_journal()
+        keep = {row["file"] for row in self._rows.values()} | {ENCODER}
+        for path in self.root.glob("*.safetensors"):
+            if path.name not in keep:
+                path.unlink()
+        table = pd.DataFrame(list(self._rows.values())).drop(columns=["key", "fingerprint"])
+        write_bytes(self.root / STUDIES, table.to_parquet(index=False, engine="pyarrow"))
+        write_bytes(self.root / REJECTED, unused_csv)
+        hashes = {name: sha256_file(self.root / name) for name in (STUDIES, REJECTED, ENCODER)}
+        write_json(
+            self.root / MANIFEST,
+            {"schema": SCHEMA, "version": __version__, "fingerprint": self.fingerprint, "files": hashes, **facts},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureStore:
+    """A whole store, opened for reading: its manifest and the index of its studies, sorted by UID."""
+
+    root: Path
+    manifest: dict[str, Any]
+    studies: pd.DataFrame
+
+    def read(self, uid: str) -> StudyFeatures:
+        """Read one study by its UID, its bytes checked. Raises ArtefactError if they were changed."""
+        row = self.studies.set_index("study_uid").loc[uid]
+        return self._read(str(row["file"]), str(row["sha256"]))
+
+    def __iter__(self) -> Iterator[StudyFeatures]:
+        """Read all studies, in the order of the index."""
+        for row in self.studies.itertuples():
+            yield self._read(str(row.file), str(row.sha256))
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def _read(self, file: str, sha256: str) -> StudyFeatures:
+        path = self.root / file
+        data = _checked_bytes(path, sha256)
+        return decode_study(data, path)
+
+
+def open_store(root: Path) -> FeatureStore:
+    """Open a feature store. Raises UsageError if there is none, ArtefactError if it is unfinished or damaged."""
+    path = root / MANIFEST
+    if not path.is_file():
+        begun = " It was begun: run extract-features again to finish it." if (root / JOURNAL).exists() else ""
+        raise UsageError(f"{root} is not a feature store: it has no {MANIFEST}.{begun}")
+    manifest = read_manifest(path, SCHEMA)
+    for name, sha256 in manifest["files"].items():
+        if name != ENCODER:
+            _checked_bytes(root / name, sha256)
+    return FeatureStore(root=root, manifest=manifest, studies=pd.read_parquet(root / STUDIES))
+
+
+def read_manifest(path: Path, schema: str) -> dict[str, Any]:
+    """Read an artefact's JSON description. Raises ArtefactError if it is damaged or of another schema."""
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = manifest["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} cannot be read; make the folder again.") from error
+    if found != schema:
+        raise ArtefactError(f"{path} is of schema {found!r}, this version reads {schema!r}; make the folder again.")
+    return manifest
+
+
+def _checked_bytes(path: Path, sha256: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"Cannot read {path}: {error.strerror}; extract the features again.") from error
+    if sha256_bytes(data) != sha256:
+        raise ArtefactError(f"{path} was changed since it was written (SHA-256 differs); extract the features again.")
+    return data
+
+
+def unused_csv(unused: Iterable[Unused]) -> bytes:
+    """Return `rejected.csv`: file, fate (excluded or rejected), reason code, detail with the remedy."""
+    rows = [(u.file, u.fate, str(u.reason), u.detail) for u in unused]
+    table = pd.DataFrame(rows, columns=["file", "fate", "reason", "detail"])
+    return table.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape")

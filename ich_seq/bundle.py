@@ -1,0 +1,125 @@
+"""The trained artefact: encoder, sequence models and the card that says what they are.
+
+    BUNDLE/
+        bundle.json             the model card: intended use, data, settings, figures, SHA-256 of the files below
+        encoder-0.safetensors   the slice encoder
+        rnn-<k>.safetensors     a sequence model a fold; a prediction is the mean of their logits
+
+Nothing in a bundle is ever executed, and a file whose SHA-256 is not the card's is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ich_seq import ArtefactError, UsageError, __version__
+from ich_seq.config import Rnn
+from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
+from ich_seq.files import sha256_bytes, write_bytes, write_json
+from ich_seq.labels import LABELS
+from ich_seq.model import SequenceModel
+from ich_seq.sequences import collate
+from ich_seq.store import StudyFeatures, read_manifest
+from ich_seq.weights import read_tensors, write_tensors
+
+SCHEMA = "ich-seq bundle 1"
+CARD = "bundle.json"
+ENCODER = "encoder-0.safetensors"
+INTENDED_USE = (
+    "Research use only; not a medical device. Ranks adult non-contrast head CT studies and slices by the "
+    "probability of acute intracranial haemorrhage. Not for diagnosis, and not for patients or scanners "
+    "unlike those of its training data, which are described below."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A loaded bundle, its networks in eval mode on one device, and its card as plain values."""
+
+    encoder: SliceEncoder
+    models: tuple[SequenceModel, ...]
+    card: dict[str, Any]
+
+    @torch.inference_mode()
+    def predict(self, study: StudyFeatures) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the probabilities of one study's slices, (N, K), and of the study, (K,).
+
+        A study is always run by itself, so nothing else in a batch can touch it.
+        """
+        batch = collate([study]).to(next(self.encoder.parameters()).device)
+        said = [model(batch.features, batch.positions_mm, batch.lengths) for model in self.models]
+        slices = torch.stack([logits.slices[0] for logits in said]).double().mean(dim=0)
+        studies = torch.stack([logits.studies[0] for logits in said]).double().mean(dim=0)
+        return slices.sigmoid().cpu().numpy(), studies.sigmoid().cpu().numpy()
+
+
+def save_bundle(
+    root: Path,
+    *,
+    encoder: EncoderSpec,
+    encoder_weights: bytes,
+    models: Sequence[SequenceModel],
+    facts: dict[str, Any],
+) -> None:
+    """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
+    write_bytes(root / ENCODER, encoder_weights)
+    rnns = []
+    for k, model in enumerate(models):
+        file = f"rnn-{k}.safetensors"
+        rnns.append({"file": file, "sha256": write_tensors(root / file, model.state_dict())})
+    card = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "intended_use": INTENDED_USE,
+        "labels": list(LABELS),
+        "encoder": asdict(encoder) | {"file": ENCODER, "file_sha256": sha256_bytes(encoder_weights)},
+        "rnn": {"dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
+        **facts,
+    }
+    write_json(root / CARD, card)
+
+
+def load_bundle(root: Path, device: torch.device) -> Bundle:
+    """Load a bundle and check it. Raises UsageError if there is none, ArtefactError if a file is not the card's,
+    if the labels come in another order or if the weights do not fit the networks described.
+    """
+    path = root / CARD
+    if not path.is_file():
+        raise UsageError(f"{root} is not a bundle: it has no {CARD}. Give the folder that train-rnn wrote.")
+    card = read_manifest(path, SCHEMA)
+    if card.get("labels") != list(LABELS):
+        raise ArtefactError(f"{path}: the labels are {card.get('labels')}, this version has {list(LABELS)}.")
+    try:
+        return Bundle(
+            encoder=_encoder(root, card["encoder"]).to(device),
+            models=tuple(_model(root, card["rnn"], entry).to(device) for entry in card["rnn"]["files"]),
+            card=card,
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+        raise ArtefactError(f"{path} does not describe the files beside it ({error}); train again.") from error
+
+
+def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
+    spec = EncoderSpec.from_json({k: v for k, v in described.items() if k not in ("file", "file_sha256")})
+    return load_encoder(spec, root / _plain_name(described["file"]))
+
+
+def _model(root: Path, described: dict[str, Any], entry: dict[str, str]) -> SequenceModel:
+    model = SequenceModel(described["dim"], Rnn.model_validate(described["config"]))
+    model.load_state_dict(read_tensors(root / _plain_name(entry["file"]), entry["sha256"]))
+    return model.eval().requires_grad_(False)
+
+
+def _plain_name(file: str) -> str:
+    """Return a file's name if it is nothing but a name: a card must not reach outside its folder."""
+    if Path(file).name != file:
+        raise ValueError(f"{file!r} is no plain file name")
+    return file

@@ -1,0 +1,289 @@
+"""train-rnn: a feature store and labels into a bundle, judged out of fold."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from torch import Tensor, nn
+
+from ich_seq import UsageError
+from ich_seq.baselines import SliceClassifier, by_position, constant, fit_classifier
+from ich_seq.bundle import save_bundle
+from ich_seq.config import Config, Rnn, Train
+from ich_seq.devices import choose_device
+from ich_seq.encoder import EncoderSpec
+from ich_seq.figures import Predicted, Truth, judge
+from ich_seq.files import locked_folder, sha256_file
+from ich_seq.labels import LABELS, assign_folds, read_labels
+from ich_seq.model import SequenceModel, sequence_loss, valid_steps
+from ich_seq.progress import Progress, silent
+from ich_seq.sequences import Batch, LabelledStudy, batches, label_studies, relative_positions, varied
+from ich_seq.store import ENCODER, FeatureStore, open_store
+
+Folds = NDArray[np.int64]
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSummary:
+    """What a run of train-rnn did: where the bundle lies, what was trained on, and the figures of its card."""
+
+    out: Path
+    studies: int
+    unlabelled: tuple[str, ...]
+    figures: dict[str, Any]
+
+
+def train_rnn(
+    features: Path,
+    labels: Path,
+    out: Path,
+    config: Config | None = None,
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> TrainingSummary:
+    """Train sequence models on a feature store and write the bundle `out`.
+
+    One network a fold, each stopped early on its own fold and trained on the others; a prediction is
+    their mean. The figures come from doing the same once more for each fold, without that fold, and
+    predicting it. No patient is ever on two sides. Raises UsageError if too few studies have labels.
+    """
+    config, processor = config or Config(), choose_device(device)
+    store, truth = open_store(features), read_labels(labels)
+    studies, unlabelled = label_studies(store, truth)
+    data = FoldedStudies(studies, _folds(studies, unlabelled, config.train), config.train.seed)
+    with locked_folder(out):
+        figures = _judge(data, config, processor, progress)
+        models = fit_ensemble(data, config, processor)
+        training = _describe(studies, unlabelled, store, labels, config)
+        _save(out, store, models, {"training": training, "figures": figures})
+    return TrainingSummary(out=out, studies=len(studies), unlabelled=tuple(unlabelled), figures=figures)
+
+
+def _folds(studies: Sequence[LabelledStudy], unlabelled: Sequence[str], options: Train) -> Folds:
+    if not studies:
+        raise UsageError(
+            f"None of the {len(unlabelled)} studies has labels for all its slices ({', '.join(unlabelled[:3])} ...); "
+            "the IDs of the label file must be the SOP Instance UIDs of these DICOM files."
+        )
+    patients = np.array([s.features.patient_key for s in studies])
+    positive = np.stack([s.targets.max(axis=0) for s in studies])
+    return assign_folds(patients, positive, n_folds=options.folds, seed=options.seed)
+
+
+class FoldedStudies:
+    """Labelled studies and their folds, (B,), with a base classifier for every set of folds left out.
+
+    The same sets recur from network to network, so each classifier is fitted once.
+    """
+
+    def __init__(self, studies: Sequence[LabelledStudy], folds: Folds, seed: int) -> None:
+        self.studies, self.folds, self.seed = studies, folds, seed
+        self.numbers = frozenset(int(f) for f in folds)
+        self._classifiers: dict[frozenset[int], SliceClassifier] = {}
+
+    def of(self, folds: frozenset[int]) -> list[LabelledStudy]:
+        """Return the studies of these folds, in order."""
+        return [s for s, f in zip(self.studies, self.folds.tolist(), strict=True) if f in folds]
+
+    def classifier(self, without: frozenset[int]) -> SliceClassifier:
+        """Return the classifier of single slices fitted on all folds but these."""
+        if without not in self._classifiers:
+            seen = self.of(self.numbers - without)
+            self._classifiers[without] = fit_classifier(_stack_features(seen), _stack_targets(seen), seed=self.seed)
+        return self._classifiers[without]
+
+    def to_learn_from(self, without: frozenset[int]) -> list[LabelledStudy]:
+        """Return the studies of all folds but these, with base logits of classifiers that did not see their fold."""
+        return [
+            replace(study, base_logits=self.classifier(without | {fold}).logits(study.features.features))
+            for fold in sorted(self.numbers - without)
+            for study in self.of(frozenset({fold}))
+        ]
+
+
+def fit_ensemble(
+    data: FoldedStudies, config: Config, device: torch.device, *, without: frozenset[int] = frozenset()
+) -> list[SequenceModel]:
+    """Train one model for each fold but those left out, stopped early on that fold and trained on the others."""
+    return [fit_model(data, config, device, stop=fold, without=without) for fold in sorted(data.numbers - without)]
+
+
+def fit_model(
+    data: FoldedStudies, config: Config, device: torch.device, *, stop: int, without: frozenset[int]
+) -> SequenceModel:
+    """Train one sequence model; return it as it was at its best on the fold `stop`.
+
+    It starts from its base classifier, which the GRU learns to correct: on training studies by logits
+    of a classifier that did not see them, as it will be on new patients. AdamW with linear warm-up and
+    cosine decay, ended `patience` epochs after the best. The same data and seed give the same weights.
+    """
+    options, away = config.train, without | {stop}
+    torch.manual_seed(options.seed + stop)
+    rng = np.random.default_rng(options.seed + stop)
+    train, stop_on = data.to_learn_from(away), data.of(frozenset({stop}))
+    model = _new_model(data.classifier(away), config.rnn).to(device)
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    steps = math.ceil(len(train) / options.batch_studies)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps, options))
+    best, best_loss, best_epoch = _weights(model), _loss(model, stop_on, options, device), 0
+    for epoch in range(1, options.epochs + 1):
+        for batch in batches(varied(train, rng, thin=options.thin, reverse=options.reverse), options.batch_studies):
+            _step(model, optimiser, batch.to(device), options)
+            schedule.step()
+        loss = _loss(model, stop_on, options, device)
+        if loss < best_loss:
+            best, best_loss, best_epoch = _weights(model), loss, epoch
+        elif epoch - best_epoch >= options.patience:
+            break
+    model.load_state_dict(best)
+    return model.eval()
+
+
+def _new_model(base: SliceClassifier, config: Rnn) -> SequenceModel:
+    model = SequenceModel(base.weight.shape[1], config)
+    model.base.weight.copy_(torch.from_numpy(base.weight))
+    model.base.bias.copy_(torch.from_numpy(base.bias))
+    return model
+
+
+def _rate(epochs: float, options: Train) -> float:
+    """Return the share of the full learning rate after so many epochs: up in a line, down in a cosine."""
+    warm = options.warmup * options.epochs
+    if epochs < warm:
+        return (epochs + 1e-3) / warm
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epochs - warm) / (options.epochs - warm))))
+
+
+def _step(model: SequenceModel, optimiser: torch.optim.Optimizer, batch: Batch, options: Train) -> None:
+    model.train()
+    optimiser.zero_grad()
+    _batch_loss(model, batch, options).backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+    optimiser.step()
+
+
+def _batch_loss(model: SequenceModel, batch: Batch, options: Train) -> Tensor:
+    if batch.targets is None:
+        raise ValueError("a batch to learn from needs targets")
+    logits = model(batch.features, batch.positions_mm, batch.lengths, batch.base_logits)
+    return sequence_loss(logits, batch.targets, batch.lengths, study_weight=options.study_loss)
+
+
+@torch.inference_mode()
+def _loss(model: SequenceModel, studies: Sequence[LabelledStudy], options: Train, device: torch.device) -> float:
+    """Return the mean loss of studies, each batch counting by its studies."""
+    model.eval()
+    total = 0.0
+    for batch in batches(studies, EVALUATION_BATCH):
+        total += float(_batch_loss(model, batch.to(device), options)) * len(batch.lengths)
+    return total / len(studies)
+
+
+def _weights(model: SequenceModel) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+@torch.inference_mode()
+def predict_ensemble(
+    models: Sequence[SequenceModel], studies: Sequence[LabelledStudy], device: torch.device
+) -> Predicted:
+    """Return the probabilities of all slices (M, K), study after study, and of the studies (B, K)."""
+    of_slices, of_studies = [], []
+    for batch in batches(studies, EVALUATION_BATCH):
+        moved = batch.to(device)
+        said = [model(moved.features, moved.positions_mm, moved.lengths) for model in models]
+        slices = torch.stack([logits.slices for logits in said]).double().mean(dim=0).cpu()
+        of_slices.append(slices[valid_steps(batch.lengths, slices.shape[1])].sigmoid().numpy())
+        of_studies.append(torch.stack([logits.studies for logits in said]).double().mean(dim=0).sigmoid().cpu().numpy())
+    return Predicted(slices=np.concatenate(of_slices), studies=np.concatenate(of_studies))
+
+
+def _judge(data: FoldedStudies, config: Config, device: torch.device, progress: Progress) -> dict[str, Any]:
+    """Predict every fold by an ensemble and by baselines that never saw it, and put the figures side by side."""
+    parts: list[dict[str, Predicted]] = []
+    tested: list[LabelledStudy] = []
+    for fold in sorted(data.numbers):
+        away = frozenset({fold})
+        test = data.of(away)
+        models = fit_ensemble(data, config, device, without=away)
+        parts.append(_baselines(data, away) | {"rnn": predict_ensemble(models, test, device)})
+        tested += test
+        progress("judging out of fold", len(parts), len(data.numbers))
+    predicted = {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
+    return judge(predicted, _truth(tested), seed=config.train.seed)
+
+
+def _baselines(data: FoldedStudies, away: frozenset[int]) -> dict[str, Predicted]:
+    """Return what knows less: the prevalence, the position, each slice alone. A study is its likeliest slice."""
+    train, test = data.of(data.numbers - away), data.of(away)
+    targets, lengths = _stack_targets(train), [len(s) for s in test]
+    where, new_where = (
+        np.concatenate([relative_positions(s.features.positions_mm) for s in group]) for group in (train, test)
+    )
+    logits = data.classifier(away).logits(_stack_features(test))
+    return {
+        "constant": Predicted.of_slices(constant(targets, sum(lengths)), lengths),
+        "position": Predicted.of_slices(by_position(where, targets, new_where), lengths),
+        "slice_logistic": Predicted.of_slices(expit(logits.astype(np.float64)), lengths),
+    }
+
+
+def _truth(studies: Sequence[LabelledStudy]) -> Truth:
+    return Truth(
+        slices=_stack_targets(studies),
+        studies=np.stack([s.targets.max(axis=0) for s in studies]),
+        slice_patients=np.concatenate([np.repeat(s.features.patient_key, len(s)) for s in studies]),
+        study_patients=np.array([s.features.patient_key for s in studies]),
+    )
+
+
+def _stack_features(studies: Sequence[LabelledStudy]) -> NDArray[np.float16]:
+    return np.concatenate([s.features.features for s in studies])
+
+
+def _stack_targets(studies: Sequence[LabelledStudy]) -> NDArray[np.uint8]:
+    return np.concatenate([s.targets for s in studies])
+
+
+def _describe(
+    studies: Sequence[LabelledStudy], unlabelled: Sequence[str], store: FeatureStore, labels: Path, config: Config
+) -> dict[str, Any]:
+    """Return what the card says of the training data and the settings."""
+    positive = np.stack([s.targets.max(axis=0) for s in studies]).sum(axis=0)
+    return {
+        "studies": len(studies),
+        "patients": len({s.features.patient_key for s in studies}),
+        "slices": sum(len(s) for s in studies),
+        "positive_slices": dict(zip(LABELS, _stack_targets(studies).sum(axis=0, dtype=int).tolist(), strict=True)),
+        "positive_studies": dict(zip(LABELS, positive.astype(int).tolist(), strict=True)),
+        "studies_without_labels": len(unlabelled),
+        "lengths": {str(n): c for n, c in sorted(Counter(len(s) for s in studies).items())},
+        "labels_sha256": sha256_file(labels),
+        "features_fingerprint": store.manifest["fingerprint"],
+        "settings": {"rnn": config.rnn.model_dump(), "train": config.train.model_dump()},
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _save(out: Path, store: FeatureStore, models: Sequence[SequenceModel], facts: dict[str, Any]) -> None:
+    save_bundle(
+        out,
+        encoder=EncoderSpec.from_json(store.manifest["encoder"]),
+        encoder_weights=(store.root / ENCODER).read_bytes(),
+        models=models,
+        facts=facts,
+    )

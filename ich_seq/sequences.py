@@ -1,0 +1,144 @@
+"""Studies as sequences: features beside labels, and batches whose padding means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ich_seq.labels import SliceLabels
+from ich_seq.store import FeatureStore, StudyFeatures
+
+THIN_FROM = 10
+"""Studies of no more slices are never thinned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledStudy:
+    """A study with the labels of its slices, `targets` (N, K) uint8, in the order of its features.
+
+    `base_logits` (N, K) float32 are what a classifier of single slices says that did not see the study.
+    """
+
+    features: StudyFeatures
+    targets: NDArray[np.uint8]
+    base_logits: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """B studies padded to the longest: features (B, T, D) float32, positions_mm (B, T) float64,
+    lengths (B,) int64 on the CPU, targets and base_logits (B, T, K) float32 or None. Rows from a study's
+    length on are padding, and nothing reads them.
+    """
+
+    features: Tensor
+    positions_mm: Tensor
+    lengths: Tensor
+    targets: Tensor | None = None
+    base_logits: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Move all but the lengths to a device."""
+        return Batch(
+            features=self.features.to(device, non_blocking=True),
+            positions_mm=self.positions_mm.to(device, non_blocking=True),
+            lengths=self.lengths,
+            targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
+            base_logits=None if self.base_logits is None else self.base_logits.to(device, non_blocking=True),
+        )
+
+
+def label_studies(store: FeatureStore, labels: SliceLabels) -> tuple[list[LabelledStudy], list[str]]:
+    """Put labels beside the features of a store.
+
+    Returns the studies whose every slice has labels, and the UIDs of the others: a study with holes in
+    its truth is not trained on.
+    """
+    known = labels.table.index
+    labelled, unlabelled = [], []
+    for study in store:
+        if known.isin(study.sop_uids).sum() != len(study.sop_uids):
+            unlabelled.append(study.study_uid)
+            continue
+        labelled.append(LabelledStudy(features=study, targets=labels.targets(list(study.sop_uids))))
+    return labelled, unlabelled
+
+
+def collate(studies: Sequence[StudyFeatures]) -> Batch:
+    """Pad studies with zeros on the right into one batch, in their order. Refuses an empty study (ValueError)."""
+    lengths = torch.tensor([len(s.features) for s in studies], dtype=torch.int64)
+    if not len(studies) or int(lengths.min()) == 0:
+        raise ValueError("a batch holds at least one study, a study at least one slice")
+    return Batch(
+        features=_padded([s.features for s in studies], torch.float32),
+        positions_mm=_padded([s.positions_mm for s in studies], torch.float64),
+        lengths=lengths,
+    )
+
+
+def collate_labelled(studies: Sequence[LabelledStudy]) -> Batch:
+    """Like `collate`, with targets and, where all studies have them, base logits."""
+    logits = [s.base_logits for s in studies if s.base_logits is not None]
+    return replace(
+        collate([s.features for s in studies]),
+        targets=_padded([s.targets for s in studies], torch.float32),
+        base_logits=_padded(logits, torch.float32) if len(logits) == len(studies) else None,
+    )
+
+
+def _padded(rows: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
+    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
+def relative_positions(positions_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return where N slices lie between the study's first (0) and last (1); 0.5 if all lie at one place."""
+    span = positions_mm[-1] - positions_mm[0]
+    if span <= 0:
+        return np.full(len(positions_mm), 0.5)
+    return np.asarray((positions_mm - positions_mm[0]) / span)
+
+
+def batches(studies: Sequence[LabelledStudy], size: int) -> Iterator[Batch]:
+    """Yield all studies in their order, in batches of `size`."""
+    for start in range(0, len(studies), size):
+        yield collate_labelled(studies[start : start + size])
+
+
+def varied(
+    studies: Sequence[LabelledStudy], rng: np.random.Generator, *, thin: float, reverse: float
+) -> list[LabelledStudy]:
+    """Return the studies shuffled and, each with these probabilities, thinned and reversed.
+
+    Thinning takes every second slice of a study of more than THIN_FROM, as a scanner set to twice the
+    step would have; reversing turns head and feet round. Both are the RSNA 2019 winners'.
+    """
+    shuffled = (studies[i] for i in rng.permutation(len(studies)))
+    return [_vary(study, rng, thin, reverse) for study in shuffled]
+
+
+def _vary(study: LabelledStudy, rng: np.random.Generator, thin: float, reverse: float) -> LabelledStudy:
+    index = np.arange(len(study))
+    sign = 1
+    if len(study) > THIN_FROM and rng.random() < thin:
+        index = index[rng.integers(2) :: 2]
+    if rng.random() < reverse:
+        index, sign = index[::-1], -1
+    features = study.features
+    taken = replace(
+        features,
+        sop_uids=tuple(features.sop_uids[i] for i in index),
+        positions_mm=sign * features.positions_mm[index],
+        features=features.features[index],
+    )
+    logits = None if study.base_logits is None else study.base_logits[index]
+    return LabelledStudy(features=taken, targets=study.targets[index], base_logits=logits)

@@ -1,0 +1,257 @@
+"""The command line: options into settings, one call into a driver, its result onto stdout.
+
+Heavy imports sit inside the command bodies, so that `ich-seq --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ich_seq import IchSeqError, __version__
+
+if TYPE_CHECKING:
+    from ich_seq.config import Config
+    from ich_seq.extraction import Counts
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_DONE, EXIT_SOME_REJECTED, EXIT_INTERRUPTED = 0, 3, 130
+EXIT_CODES = """\b
+Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be meant;
+3 done, but some files were rejected (see rejected.csv); 4 nothing usable;
+5 output or disk; 130, 143 interrupted, run again to resume."""
+
+
+class Refusal(click.ClickException):
+    """A refusal of the package as click shows it: its sentence, then its exit code."""
+
+    def __init__(self, refusal: IchSeqError) -> None:
+        super().__init__(str(refusal))
+        self.exit_code = refusal.exit_code  # type: ignore[misc]  # click declares it for the class
+
+
+class Commands(click.Group):
+    """Turns refusals into a sentence on stderr and the documented exit code; any other error is our bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; raise click's exception for a refusal."""
+        try:
+            return super().invoke(ctx)
+        except IchSeqError as refusal:
+            raise Refusal(refusal) from refusal
+        except KeyboardInterrupt:
+            click.echo("Interrupted; run the same command again to go on.", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def _common(command: Command) -> Command:
+    """Add the options that every command has."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option("--quiet", is_flag=True, help="Show no progress."),
+        click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Processor."),
+    ):
+        command = option(command)
+    return command
+
+
+def _settings(command: Command) -> Command:
+    """Add the options that set settings."""
+    for option in (
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="A setting, e.g. train.epochs=30.",
+        ),
+        click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings, a TOML file."),
+    ):
+        command = option(command)
+    return command
+
+
+_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+_workers = click.option(
+    "--workers", type=click.IntRange(min=0), help="Threads and processes that read ahead. [default: one a core]"
+)
+_input = click.argument("dicom", type=click.Path(path_type=Path))
+
+
+@click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ich-seq")
+def cli() -> None:
+    """Intracranial haemorrhage on head CT, study by study. Research use only; not a medical device.
+
+    A 2D network embeds each slice; a bidirectional GRU reads the slices of a study from feet to head
+    and refines the probabilities of five subtypes and of any haemorrhage.
+    """
+
+
+@cli.command()
+@_input
+@_out
+@_settings
+@_common
+@_workers
+def extract_features(
+    dicom: Path,
+    out: Path,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Embed the slices of every study in a folder of DICOM files.
+
+    DICOM is searched with all its subfolders; files may have any name, and the studies may lie mixed in
+    one folder. Writes a feature store; a broken run is taken up where it ended.
+
+    \b
+    ich-seq extract-features stage_2_train --out features
+    """
+    from ich_seq.extraction import extract_features as run
+    from ich_seq.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        summary = run(dicom, out, _config(config_file, overrides), device=device, workers=workers, progress=progress)
+    _finish(
+        as_json,
+        {"out": str(out), "studies": summary.studies, **_counted(summary.counts)},
+        f"{summary.studies} studies, {summary.counts.used} slices -> {out}",
+        summary.counts,
+    )
+
+
+@cli.command()
+@click.argument("features", type=click.Path(path_type=Path))
+@click.option("--labels", required=True, type=click.Path(path_type=Path), help="Slice labels, a CSV file.")
+@_out
+@_settings
+@_common
+def train_rnn(
+    features: Path,
+    labels: Path,
+    out: Path,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train the sequence model on extracted features; print figures and write a bundle.
+
+    The labels are RSNA's long form (ID,Label) or a row a slice with a column a label. The figures are
+    out of fold by patient and stand beside what knows less: the prevalence, the position, each slice alone.
+
+    \b
+    ich-seq train-rnn features --labels stage_2_train.csv --out bundle
+    """
+    from ich_seq.figures import table
+    from ich_seq.progress import shown
+    from ich_seq.rnn_training import train_rnn as run
+
+    with shown(quiet=quiet) as progress:
+        summary = run(features, labels, out, _config(config_file, overrides), device=device, progress=progress)
+    if summary.unlabelled:
+        named = ", ".join(summary.unlabelled[:3])
+        click.echo(
+            f"Left out, as slices of theirs have no labels: {len(summary.unlabelled)} studies ({named}).", err=True
+        )
+    result = {"out": str(out), "studies": summary.studies, "figures": summary.figures}
+    _finish(as_json, result, f"{table(summary.figures)}\n{summary.studies} studies -> {out}")
+
+
+@cli.command()
+@_input
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="What train-rnn wrote.")
+@_out
+@_common
+@_workers
+def predict(dicom: Path, bundle: Path, out: Path, device: str, workers: int | None, quiet: bool, as_json: bool) -> None:
+    """Give every slice and study below a folder its six probabilities.
+
+    Writes studies.csv (likeliest first), slices.csv (feet to head), submission.csv (Kaggle's form),
+    rejected.csv (files not used, and why) and run.json.
+
+    \b
+    ich-seq predict /data/incoming --bundle bundle --out results
+    """
+    from ich_seq.prediction import predict as run
+    from ich_seq.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        summary = run(dicom, bundle, out, device=device, workers=workers, progress=progress)
+    _finish(
+        as_json,
+        {"out": str(out), "studies": summary.studies, **_counted(summary.counts)},
+        f"{summary.studies} studies, {summary.counts.used} slices -> {out}",
+        summary.counts,
+    )
+
+
+@cli.command()
+@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--studies", default=72, show_default=True, type=click.IntRange(min=8), help="Synthetic studies to train on."
+)
+@click.option("--seed", default=0, show_default=True, help="Another seed draws other studies.")
+@_common
+@_workers
+def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, quiet: bool, as_json: bool) -> None:
+    """Run everything once on synthetic studies, in minutes and with no data of your own.
+
+    Draws head-CT phantoms as DICOM files, extracts features, trains, and predicts studies not trained on.
+    """
+    from ich_seq.demo import run_demo
+    from ich_seq.figures import table
+    from ich_seq.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        summary = run_demo(out, studies=studies, seed=seed, device=device, workers=workers, progress=progress)
+    text = f"{table(summary.figures)}\n\n{summary.explanation}"
+    _finish(as_json, {"out": str(out), "figures": summary.figures, "explanation": summary.explanation}, text)
+
+
+def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
+    from ich_seq.config import load_config
+
+    return load_config(path, overrides)
+
+
+def _counted(counts: Counts) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(counts)
+
+
+def _finish(as_json: bool, result: dict[str, Any], text: str, counts: Counts | None = None) -> None:
+    """Print the result; end with 3 if files were rejected, naming the reasons on stderr."""
+    click.echo(json.dumps(result, indent=2) if as_json else text)
+    if counts is not None and counts.reasons:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
+        click.echo(
+            f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected ({reasons}); "
+            "rejected.csv lists each.",
+            err=True,
+        )
+    sys.exit(EXIT_SOME_REJECTED if counts is not None and counts.rejected else EXIT_DONE)
+
+
+def main() -> None:
+    """Run the command line; SIGTERM ends it like an exception, so that what is open is closed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""predict: a bundle and a folder of DICOM files into probabilities for every slice and study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ich_seq import NothingUsableError, __version__
+from ich_seq.bundle import CARD, Bundle, load_bundle
+from ich_seq.config import Extract
+from ich_seq.devices import choose_device
+from ich_seq.extraction import Counts, count_files, default_workers, embed_studies
+from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
+from ich_seq.progress import Progress, silent
+from ich_seq.reasons import Unused
+from ich_seq.report import StudyPrediction, write_slices, write_studies, write_submission
+from ich_seq.store import REJECTED, unused_csv
+from ich_seq.studies import Findings, find_studies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictionSummary:
+    """What a run of predict did, and where it lies."""
+
+    out: Path
+    studies: int
+    counts: Counts
+    predictions: tuple[StudyPrediction, ...]
+
+
+def predict(
+    root: Path,
+    bundle: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> PredictionSummary:
+    """Predict every study below `root` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
+
+    The bundle's own encoder is used, so no setting can disagree with its training. Raises
+    NothingUsableError if no slice is usable (rejected.csv then says why), ArtefactError for a damaged
+    bundle, OutputError if `out` cannot be written.
+    """
+    workers = default_workers() if workers is None else workers
+    loaded = load_bundle(bundle, choose_device(device))
+    with locked_folder(out):
+        findings = find_studies(root, workers=workers, progress=progress)
+        refused: list[Unused] = []
+        predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused))
+        unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
+        counts = count_files(findings.n_files, unused)
+        write_bytes(out / REJECTED, unused_csv(unused))
+        if not predictions:
+            raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}.")
+        _write_results(out, predictions)
+        write_json(
+            out / "run.json",
+            {
+                "version": __version__,
+                "bundle_sha256": sha256_file(bundle / CARD),
+                "counts": asdict(counts),
+                "studies": len(predictions),
+                "intended_use": loaded.card["intended_use"],
+            },
+        )
+    return PredictionSummary(out=out, studies=len(predictions), counts=counts, predictions=predictions)
+
+
+def _predict_studies(
+    findings: Findings, bundle: Bundle, workers: int, progress: Progress, refused: list[Unused]
+) -> Iterator[StudyPrediction]:
+    """Yield the studies' predictions in order; slices that cannot be read go to `refused`."""
+    embedded = embed_studies(findings.studies, bundle.encoder, batch_size=Extract().batch_size, workers=workers)
+    for done, item in enumerate(embedded, start=1):
+        refused.extend(item.refused)
+        if item.features is not None:
+            slices, study = bundle.predict(item.features)
+            yield StudyPrediction(
+                study_uid=item.study.uid,
+                sop_uids=item.features.sop_uids,
+                positions_mm=item.features.positions_mm,
+                slice_probabilities=slices,
+                study_probabilities=study,
+                geometry=item.study.geometry,
+                lost_slices=len(item.refused),
+            )
+        progress("predicting studies", done, len(findings.studies))
+
+
+def _write_results(out: Path, predictions: tuple[StudyPrediction, ...]) -> None:
+    write_studies(out / "studies.csv", predictions)
+    write_slices(out / "slices.csv", predictions)
+    write_submission(out / "submission.csv", predictions)

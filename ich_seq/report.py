@@ -1,0 +1,76 @@
+"""What a prediction leaves on disk: tables for people, for Kaggle and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ich_seq.files import write_bytes
+from ich_seq.labels import LABELS
+from ich_seq.metrics import CLIP
+from ich_seq.studies import Geometry
+
+DECIMALS = 6
+GEOMETRY_COLUMNS = [*Geometry.__slots__]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPrediction:
+    """The result for one study: `slice_probabilities` (N, K), feet to head, and `study_probabilities` (K,)."""
+
+    study_uid: str
+    sop_uids: tuple[str, ...]
+    positions_mm: NDArray[np.float64]
+    slice_probabilities: NDArray[np.float64]
+    study_probabilities: NDArray[np.float64]
+    geometry: Geometry
+    lost_slices: int
+
+
+def write_studies(path: Path, predictions: Sequence[StudyPrediction]) -> None:
+    """Write a row a study, the likeliest haemorrhage first: probabilities, slices used and lost, geometry."""
+    rows = [
+        {"study_uid": p.study_uid}
+        | _by_label(p.study_probabilities)
+        | {"slices": len(p.sop_uids), "lost_slices": p.lost_slices}
+        | asdict(p.geometry)
+        for p in sorted(predictions, key=lambda p: (-p.study_probabilities[-1], p.study_uid))
+    ]
+    columns = ["study_uid", *LABELS, "slices", "lost_slices", *GEOMETRY_COLUMNS]
+    _write_csv(path, pd.DataFrame(rows, columns=columns))
+
+
+def write_slices(path: Path, predictions: Iterable[StudyPrediction]) -> None:
+    """Write a row a slice, study by study, feet to head: position and probabilities."""
+    tables = [
+        pd.DataFrame(p.slice_probabilities, columns=list(LABELS)).assign(
+            study_uid=p.study_uid, sop_uid=p.sop_uids, position_mm=p.positions_mm
+        )
+        for p in predictions
+    ]
+    _write_csv(path, pd.concat(tables)[["study_uid", "sop_uid", "position_mm", *LABELS]])
+
+
+def write_submission(path: Path, predictions: Iterable[StudyPrediction]) -> None:
+    """Write Kaggle's form, `ID,Label` with ID = <SOP>_<subtype>: six rows an image, clipped, sorted by image."""
+    rows = {
+        sop: np.clip(probabilities, CLIP, 1 - CLIP)
+        for p in predictions
+        for sop, probabilities in zip(p.sop_uids, p.slice_probabilities, strict=True)
+    }
+    ids = [f"{sop}_{label}" for sop in sorted(rows) for label in LABELS]
+    values = np.concatenate([rows[sop] for sop in sorted(rows)])
+    _write_csv(path, pd.DataFrame({"ID": ids, "Label": values}))
+
+
+def _by_label(probabilities: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(LABELS, probabilities.tolist(), strict=True))
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format=f"%.{DECIMALS}f").encode())

@@ -1,0 +1,117 @@
+"""The house's plan: who may import whom, and what a start may cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ich_seq
+
+PACKAGE = Path(ich_seq.__file__).parent
+
+LEVELS = {
+    "__init__": 0,
+    "devices": 1,
+    "files": 1,
+    "labels": 1,
+    "config": 1,
+    "progress": 1,
+    "reasons": 1,
+    "baselines": 2,
+    "dicom": 2,
+    "metrics": 2,
+    "weights": 2,
+    "windows": 3,
+    "model": 3,
+    "store": 3,
+    "studies": 3,
+    "phantom_labels": 3,
+    "encoder": 4,
+    "figures": 4,
+    "report": 4,
+    "sequences": 4,
+    "phantom_anatomy": 4,
+    "bundle": 5,
+    "phantom": 5,
+    "extraction": 6,
+    "rnn_training": 6,
+    "prediction": 7,
+    "demo": 8,
+    "cli": 9,
+}
+"""A module imports from lower levels only."""
+
+HEAVY = {"torch", "timm", "pandas", "numpy", "pydicom", "sklearn", "scipy", "cv2", "pyarrow", "pydantic", "rich"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the package's modules that a file imports, wherever in the file, bar those for types only."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in typing_only and node.module:
+            if node.module == "ich_seq":
+                found |= {alias.name for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()} or {"__init__"}
+            elif node.module.startswith("ich_seq."):
+                found.add(node.module.removeprefix("ich_seq."))
+    return found
+
+
+def test_every_module_has_its_level() -> None:
+    """A new module must be given a place before it can be used."""
+    assert {p.stem for p in PACKAGE.glob("*.py")} == set(LEVELS)
+
+
+def test_imports_go_down_only() -> None:
+    """No module imports from its own level or above, not even inside a function."""
+    upward = [
+        f"{path.stem} ({LEVELS[path.stem]}) -> {name} ({LEVELS[name]})"
+        for path in PACKAGE.glob("*.py")
+        for name in imports_of(path)
+        if LEVELS[name] >= LEVELS[path.stem]
+    ]
+    assert upward == []
+
+
+def test_prediction_knows_no_training_and_training_no_dicom() -> None:
+    """What serves patients must not hang on what trains, and training reads features only."""
+    assert "rnn_training" not in imports_of(PACKAGE / "prediction.py")
+    assert not {"studies", "extraction", "windows"} & imports_of(PACKAGE / "rnn_training.py")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """`ich-seq --help` must answer at once, so torch and its like may not be imported by it."""
+    code = (
+        "import sys\n"
+        "from ich_seq.cli import cli\n"
+        "try:\n    cli(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        f"print('HEAVY', sorted(set(sys.modules) & {HEAVY!r}))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Commands:" in output
+    assert output.endswith("HEAVY []\n")
+
+
+def test_the_public_names_are_there() -> None:
+    """`__all__` names what can be had from the package, and nothing else is promised."""
+    assert sorted(ich_seq.__all__) == ich_seq.__all__
+    assert all(getattr(ich_seq, name) is not None for name in ich_seq.__all__)
+
+
+def test_no_room_is_too_long() -> None:
+    """A module of more than 460 lines or a function of more than 60 wants to be two."""
+    long = [p.name for p in PACKAGE.glob("*.py") if len(p.read_text().splitlines()) > 460]
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 60:
+                long.append(f"{path.name}:{node.name}")
+    assert long == []

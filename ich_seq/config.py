@@ -62,7 +62,7 @@ class Rnn(Section):
 class Train(Section):
     """How the sequence model is trained."""
 
-    folds: int = Field(default=5, ge=4)
+    folds: int = Field(default=5, ge=3)
     seed: int = 0
     epochs: int = Field(default=40, ge=1)
     batch_studies: int = Field(default=16, ge=1)

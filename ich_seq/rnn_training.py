@@ -104,11 +104,11 @@ class FoldedStudies:
             self._classifiers[without] = fit_classifier(_stack_features(seen), _stack_targets(seen), seed=self.seed)
         return self._classifiers[without]
 
-    def to_learn_from(self, without: frozenset[int]) -> list[LabelledStudy]:
-        """Return the studies of all folds but these, with base logits of classifiers that did not see their fold."""
+    def to_learn_from(self, folds: frozenset[int], without: frozenset[int]) -> list[LabelledStudy]:
+        """Return the studies of `folds`, with base logits of classifiers that saw neither their fold nor `without`."""
         return [
             replace(study, base_logits=self.classifier(without | {fold}).logits(study.features.features))
-            for fold in sorted(self.numbers - without)
+            for fold in sorted(folds)
             for study in self.of(frozenset({fold}))
         ]
 
@@ -125,15 +125,16 @@ def fit_model(
 ) -> SequenceModel:
     """Train one sequence model; return it as it was at its best on the fold `stop`.
 
-    It starts from its base classifier, which the GRU learns to correct: on training studies by logits
-    of a classifier that did not see them, as it will be on new patients. AdamW with linear warm-up and
-    cosine decay, ended `patience` epochs after the best. The same data and seed give the same weights.
+    It starts from the base classifier of all folds but `without`, which the GRU learns to correct: here
+    on logits of classifiers that did not see the study, as it will be on new patients. AdamW with linear
+    warm-up and cosine decay, ended `patience` epochs after the best. Same data, same seed: same weights.
     """
-    options, away = config.train, without | {stop}
+    options, held_out = config.train, frozenset({stop})
     torch.manual_seed(options.seed + stop)
     rng = np.random.default_rng(options.seed + stop)
-    train, stop_on = data.to_learn_from(away), data.of(frozenset({stop}))
-    model = _new_model(data.classifier(away), config.rnn).to(device)
+    train = data.to_learn_from(data.numbers - without - held_out, without)
+    stop_on = data.to_learn_from(held_out, without)
+    model = _new_model(data.classifier(without), config.rnn).to(device)
     optimiser = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=options.learning_rate, weight_decay=options.weight_decay
     )

@@ -38,6 +38,9 @@ MANIFEST, STUDIES, REJECTED, ENCODER, JOURNAL = (
     "encoder.safetensors",
     ".journal.jsonl",
 )
+INDEX_COLUMNS = ("study_uid", "patient_key", "slices", "file", "bytes", "sha256", "whole")
+"""First columns of the index; the geometry's follow by name, as a resumed row has lost its own order."""
+
 HEADER_KEY = "ich_seq"
 """All text of a study file sits under this one key: safetensors writes several in random order."""
 
@@ -154,8 +157,9 @@ class StoreWriter:
         for path in self.root.glob("*.safetensors"):
             if path.name not in keep:
                 path.unlink()
-        table = pd.DataFrame(list(self._rows.values())).drop(columns=["key", "fingerprint"])
-        write_bytes(self.root / STUDIES, table.to_parquet(index=False, engine="pyarrow"))
+        table = pd.DataFrame(list(self._rows.values()))
+        geometry = sorted(set(table.columns) - {*INDEX_COLUMNS, "key", "fingerprint"})
+        write_bytes(self.root / STUDIES, table[[*INDEX_COLUMNS, *geometry]].to_parquet(index=False, engine="pyarrow"))
         write_bytes(self.root / REJECTED, unused_csv)
         hashes = {name: sha256_file(self.root / name) for name in (STUDIES, REJECTED, ENCODER)}
         write_json(

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from pydicom import config
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -15,3 +22,68 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED}")
     return SHARED
+
+
+def _write_slice(
+    path: Path,
+    *,
+    syntax: str = ExplicitVRLittleEndian,
+    stored: NDArray[np.integer[Any]] | None = None,
+    drop: Sequence[str] = (),
+    text: Mapping[str, str] | None = None,
+    meta_sop: str = "1.2.3",
+    **tags: object,
+) -> Path:
+    """Write one sound CT slice, 16 x 16, with some things changed; return its path.
+
+    `stored` are the pixels (H, W) as they are stored, `drop` elements left out, `text` values written as
+    they stand though their VR forbids them (in implicit VR only, which does not name it).
+    """
+    stored = np.arange(900, 1156).reshape(16, 16) if stored is None else stored
+    values: dict[str, object] = {
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": "1.2.3",
+        "StudyInstanceUID": "1.2.3.4",
+        "SeriesInstanceUID": "1.2.3.4.5",
+        "PatientID": "P1",
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "AcquisitionNumber": 1,
+        "InstanceNumber": 1,
+        "ImagePositionPatient": [-4, -4, 10],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": stored.shape[0],
+        "Columns": stored.shape[1],
+        "PixelSpacing": [0.5, 0.5],
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "PixelRepresentation": 1,
+        "RescaleIntercept": "-1024",
+        "RescaleSlope": "1",
+    }
+    values = {**values, **tags}
+    values.setdefault("HighBit", int(str(values["BitsStored"])) - 1)
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    ds, ds.file_meta = Dataset(), FileMetaDataset()
+    with config.disable_value_validation():
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
+        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, meta_sop
+        for keyword, value in values.items():
+            if keyword not in drop:
+                setattr(ds, keyword, value)
+        for keyword, raw in (text or {}).items():
+            ds.add_new(keyword, "LO", raw)
+        if "PixelData" not in drop:
+            ds.add_new("PixelData", "OW", (stored.astype(np.int64) & 0xFFFF).astype(f"{order}u2").tobytes())
+        if syntax == RLELossless:
+            ds.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+        ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_slice() -> Callable[..., Path]:
+    """Give the writer of single CT slices, `_write_slice`."""
+    return _write_slice

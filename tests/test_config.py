@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,13 @@ def test_every_recipe_in_the_repository_loads():
     """The files in configs/ hold no key that a rename has left behind."""
     for path in RECIPES:
         assert isinstance(load_config(path), Config)
+
+
+def test_the_baseline_file_is_the_defaults() -> None:
+    """configs/baseline.toml documents every key at the value it has without the file, and leaves none out."""
+    path = Path(__file__).resolve().parents[1] / "configs" / "baseline.toml"
+    assert load_config(path) == load_config()
+    written = tomllib.loads(path.read_text())
+    assert {name: set(keys) for name, keys in written.items()} == {
+        name: set(keys) for name, keys in load_config().model_dump().items()
+    }

@@ -1,0 +1,118 @@
+"""The command line: exit codes, what goes to which stream, and that its help is whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ich_seq.cli import EXIT_INTERRUPTED, cli
+
+COMMANDS = [cli, *cli.commands.values()]
+
+
+def run(*arguments: object) -> click.testing.Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
+def test_every_command_and_option_has_help(command: click.Command) -> None:
+    """A flag without a word on what it does is no flag."""
+    assert command.help
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_a_folder_that_does_not_exist_ends_with_2_and_its_name(tmp_path: Path) -> None:
+    """Bad usage has its own exit code, and the message names what to mend."""
+    result = run("extract-features", tmp_path / "nowhere", "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 2
+    assert "nowhere does not exist" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_folder_without_ct_ends_with_4_and_lists_every_file(tmp_path: Path) -> None:
+    """Nothing usable is not success, and rejected.csv still says why for each file."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(b"not DICOM at all")
+    (tmp_path / "in" / "notes.txt").write_text("hello")
+    settings = ["--set", "slices.size=32", "--set", "encoder.weights=random"]
+    result = run("extract-features", tmp_path / "in", "--out", tmp_path / "out", "--quiet", *settings)
+    assert result.exit_code == 4
+    listed = (tmp_path / "out" / "rejected.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in listed[1:]] == [
+        ["a.dcm", "rejected", "not_dicom"],
+        ["notes.txt", "excluded", "other_file"],
+    ]
+
+
+def test_an_output_that_cannot_be_written_ends_with_5(tmp_path: Path) -> None:
+    """A full or forbidden output is neither a usage error nor a bug."""
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(b"x")
+    settings = ["--set", "slices.size=32", "--set", "encoder.weights=random"]
+    result = run("extract-features", tmp_path / "in", "--out", tmp_path / "file" / "out", "--quiet", *settings)
+    assert result.exit_code == 5
+    assert str(tmp_path / "file" / "out") in result.stderr
+
+
+def test_an_unknown_setting_ends_with_2_and_a_suggestion(tmp_path: Path) -> None:
+    """A typo in a setting must never be a silent default."""
+    result = run("train-rnn", tmp_path, "--labels", "x.csv", "--out", tmp_path / "o", "--set", "train.epoch=3")
+    assert result.exit_code == 2
+    assert "did you mean train.epochs?" in result.stderr
+
+
+def test_a_missing_bundle_ends_with_2(tmp_path: Path) -> None:
+    """Predicting without a bundle says what a bundle is and who writes it."""
+    result = run("predict", tmp_path, "--bundle", tmp_path, "--out", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "train-rnn" in result.stderr
+
+
+def test_a_cuda_device_that_is_not_there_ends_with_2(tmp_path: Path) -> None:
+    """Asking for a processor the machine lacks is refused, not silently replaced."""
+    result = run("predict", tmp_path, "--bundle", tmp_path, "--out", tmp_path / "o", "--device", "cuda:99")
+    assert result.exit_code == 2
+    assert "--device cuda:99" in result.stderr
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An unforeseen exception is not dressed up as a user's mistake."""
+    import ich_seq.extraction
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ich_seq.extraction, "extract_features", broken)
+    result = run("extract-features", tmp_path, "--out", tmp_path / "o")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ctrl-C ends as shells expect, with a word on how to go on."""
+    import ich_seq.extraction
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ich_seq.extraction, "extract_features", interrupted)
+    result = run("extract-features", tmp_path, "--out", tmp_path / "o")
+    assert result.exit_code == EXIT_INTERRUPTED
+    assert "go on" in result.stderr
+
+
+def test_help_answers_at_once() -> None:
+    """`--help` costs little more than starting Python and click: the best of five within 0.25 s."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "ich_seq.cli", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.25

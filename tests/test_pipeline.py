@@ -1,0 +1,284 @@
+"""All stages together on phantoms: what comes out, twice, interrupted, damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import ich_seq
+from ich_seq.cli import cli
+from ich_seq.config import load_config
+from ich_seq.labels import LABELS
+from ich_seq.metrics import CLIP
+from ich_seq.phantom import PhantomSet, write_dataset
+from ich_seq.store import open_store
+
+SETTINGS = ["slices.size=64", "train.folds=3", "train.epochs=4", "rnn.hidden=16", "rnn.projection=16"]
+N_STUDIES = 9
+
+
+def run(*arguments: object) -> str:
+    """Run a command in this process; return its stdout, or fail with its stderr."""
+    result = CliRunner().invoke(cli, [str(a) for a in (*arguments, "--quiet")])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def settings() -> list[str]:
+    return [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return every file of an artefact by name; the journal and the lock are no part of one."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> PhantomSet:
+    return write_dataset(tmp_path_factory.mktemp("phantoms"), n_studies=N_STUDIES, seed=5, matrix=64)
+
+
+@pytest.fixture(scope="module")
+def features(phantoms: PhantomSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("features") / "store"
+    run("extract-features", phantoms.dicom, "--out", out, "--workers", 0, *settings())
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(phantoms: PhantomSet, features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "bundle"
+    run("train-rnn", features, "--labels", phantoms.labels, "--out", out, *settings())
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(phantoms: PhantomSet, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results") / "results"
+    run("predict", phantoms.dicom, "--bundle", bundle, "--out", out, "--workers", 0)
+    return out
+
+
+def test_every_slice_of_every_study_is_in_the_store_in_its_order(phantoms: PhantomSet, features: Path) -> None:
+    """Rows carry their SOP UIDs, feet to head, as the phantoms' own record has them."""
+    truth = pd.read_csv(phantoms.order)
+    stored = {s.study_uid: s for s in open_store(features)}
+    assert set(stored) == set(truth["study"])
+    for uid, rows in truth.groupby("study", sort=False):
+        assert list(stored[str(uid)].sop_uids) == rows["sop"].tolist()
+        assert np.allclose(stored[str(uid)].positions_mm, rows["position_mm"], atol=0.01)
+
+
+def test_the_counts_add_up(features: Path, phantoms: PhantomSet) -> None:
+    """Files seen = used + excluded + rejected, in the manifest as on disk."""
+    counts = json.loads((features / "manifest.json").read_text())["counts"]
+    assert counts["files"] == phantoms.n_files == len(list(phantoms.dicom.iterdir()))
+    assert counts["files"] == counts["used"] + counts["excluded"] + counts["rejected"]
+    assert counts["used"] == phantoms.n_slices
+    assert len(pd.read_csv(features / "rejected.csv")) == counts["excluded"] + counts["rejected"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_store_is_the_same_for_any_number_of_workers(
+    phantoms: PhantomSet, features: Path, tmp_path: Path, workers: int
+) -> None:
+    """Two runs give identical bytes, however many threads read ahead."""
+    run("extract-features", phantoms.dicom, "--out", tmp_path / "again", "--workers", workers, *settings())
+    assert tree(tmp_path / "again") == tree(features)
+
+
+def test_file_names_and_folders_change_nothing(phantoms: PhantomSet, features: Path, tmp_path: Path) -> None:
+    """The same files, renamed without suffix and spread over nested folders, give the same features."""
+    for i, path in enumerate(sorted(phantoms.dicom.iterdir(), reverse=True)):
+        folder = tmp_path / "in" / f"{i % 7}" / f"{i % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / f"IMG{i:05d}")
+    run("extract-features", tmp_path / "in", "--out", tmp_path / "out", *settings())
+    stored, again = tree(features), tree(tmp_path / "out")
+    studies = {name for name in stored if name.endswith(".safetensors")}
+    assert studies == {name for name in again if name.endswith(".safetensors")}
+    assert all(stored[name] == again[name] for name in studies)
+
+
+def test_a_run_killed_half_way_resumes_to_the_same_bytes(phantoms: PhantomSet, features: Path, tmp_path: Path) -> None:
+    """kill -9 at a moment when some studies are done; the second run finishes only the others."""
+    out = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "ich_seq.cli",
+        "extract-features",
+        str(phantoms.dicom),
+        "--out",
+        str(out),
+        *settings(),
+    ]
+    with subprocess.Popen([*command, "--quiet", "--workers", "0"]) as process:
+        journal = out / ".journal.jsonl"
+        for _ in range(6000):
+            if journal.exists() and journal.read_text().count("\n") >= 2:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = journal.read_text().count("\n")
+    assert 2 <= done < N_STUDIES
+    assert not (out / "manifest.json").exists()
+    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.safetensors") if p.name != "encoder.safetensors"}
+    run("extract-features", phantoms.dicom, "--out", out, *settings())
+    assert tree(out) == tree(features)
+    unchanged = [name for name, modified in kept.items() if (out / name).stat().st_mtime_ns == modified]
+    assert len(unchanged) >= done
+
+
+def test_training_twice_gives_identical_bytes(
+    phantoms: PhantomSet, features: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Same store, labels and seed: the same bundle, card and weights, to the byte."""
+    run("train-rnn", features, "--labels", phantoms.labels, "--out", tmp_path / "again", *settings())
+    assert tree(tmp_path / "again") == tree(bundle)
+
+
+def test_the_card_says_what_the_bundle_is(bundle: Path, phantoms: PhantomSet) -> None:
+    """bundle.json is the model card: use, data, settings and figures with their intervals and baselines."""
+    card = json.loads((bundle / "bundle.json").read_text())
+    assert "not a medical device" in card["intended_use"]
+    assert card["labels"] == list(LABELS)
+    assert card["training"]["slices"] == phantoms.n_slices
+    assert set(card["figures"]) == {"constant", "position", "slice_logistic", "rnn"}
+    assert set(card["figures"]["rnn"]["slice_loss"]) == {"value", "low", "high"}
+
+
+def test_predictions_have_a_row_for_every_slice_and_study(results: Path, phantoms: PhantomSet) -> None:
+    """slices.csv and studies.csv lose nothing, and slices run feet to head."""
+    slices, studies = pd.read_csv(results / "slices.csv"), pd.read_csv(results / "studies.csv")
+    truth = pd.read_csv(phantoms.order)
+    assert set(slices["sop_uid"]) == set(truth["sop"])
+    assert len(slices) == len(truth)
+    assert set(studies["study_uid"]) == set(truth["study"])
+    assert studies["any"].is_monotonic_decreasing
+    assert all(group["position_mm"].is_monotonic_increasing for _, group in slices.groupby("study_uid"))
+    assert slices[list(LABELS)].to_numpy().min() >= 0
+    assert slices[list(LABELS)].to_numpy().max() <= 1
+
+
+def test_the_submission_is_what_kaggle_takes(results: Path, phantoms: PhantomSet) -> None:
+    """Exactly six rows an image, the challenge's IDs, probabilities clipped away from 0 and 1."""
+    submission = pd.read_csv(results / "submission.csv")
+    assert list(submission.columns) == ["ID", "Label"]
+    assert set(submission["ID"]) == set(pd.read_csv(phantoms.labels)["ID"])
+    assert submission["ID"].is_unique
+    assert len(submission) == 6 * phantoms.n_slices
+    assert submission["Label"].between(CLIP, 1 - CLIP).all()
+
+
+def test_predicting_twice_gives_identical_bytes(
+    phantoms: PhantomSet, bundle: Path, results: Path, tmp_path: Path
+) -> None:
+    """No time, path or order of the machine is in the results."""
+    run("predict", phantoms.dicom, "--bundle", bundle, "--out", tmp_path / "again", "--workers", 2)
+    assert tree(tmp_path / "again") == tree(results)
+
+
+def test_a_study_alone_is_predicted_as_among_others(
+    phantoms: PhantomSet, bundle: Path, results: Path, tmp_path: Path
+) -> None:
+    """What else lies in the folder has no part in a study's probabilities."""
+    slices = pd.read_csv(results / "slices.csv", dtype=str)
+    uid = slices["study_uid"].iloc[0]
+    from ich_seq.studies import find_studies
+
+    study = next(s for s in find_studies(phantoms.dicom).studies if s.uid == uid)
+    (tmp_path / "in").mkdir()
+    for header in study.slices:
+        shutil.copy(header.path, tmp_path / "in")
+    run("predict", tmp_path / "in", "--bundle", bundle, "--out", tmp_path / "out")
+    alone = pd.read_csv(tmp_path / "out" / "slices.csv", dtype=str)
+    pd.testing.assert_frame_equal(alone, slices[slices["study_uid"] == uid].reset_index(drop=True))
+
+
+def test_a_damaged_slice_costs_itself_only(phantoms: PhantomSet, bundle: Path, results: Path, tmp_path: Path) -> None:
+    """A cut-short file ends with exit code 3 and a line in rejected.csv; every other row is still there."""
+    shutil.copytree(phantoms.dicom, tmp_path / "in")
+    victim = pd.read_csv(phantoms.order).iloc[10]
+    from ich_seq.studies import find_studies
+
+    path = next(h.path for s in find_studies(tmp_path / "in").studies for h in s.slices if h.sop_uid == victim["sop"])
+    path.write_bytes(path.read_bytes()[:-900])
+    result = CliRunner().invoke(
+        cli, ["predict", str(tmp_path / "in"), "--bundle", str(bundle), "--out", str(tmp_path / "out"), "--quiet"]
+    )
+    assert result.exit_code == 3
+    rejected = pd.read_csv(tmp_path / "out" / "rejected.csv")
+    assert rejected[rejected["fate"] == "rejected"]["file"].tolist() == [path.name]
+    before, after = pd.read_csv(results / "slices.csv"), pd.read_csv(tmp_path / "out" / "slices.csv")
+    assert set(before["sop_uid"]) - set(after["sop_uid"]) == {victim["sop"]}
+    others = before["study_uid"] != victim["study"]
+    pd.testing.assert_frame_equal(
+        before[others].reset_index(drop=True), after[after["study_uid"] != victim["study"]].reset_index(drop=True)
+    )
+
+
+def test_the_python_calls_do_what_the_commands_do(
+    phantoms: PhantomSet, bundle: Path, results: Path, tmp_path: Path
+) -> None:
+    """`ich_seq.predict` stands beside `ich-seq predict`, with the same bytes."""
+    summary = ich_seq.predict(phantoms.dicom, bundle, tmp_path / "out")
+    assert summary.studies == N_STUDIES
+    assert tree(tmp_path / "out") == tree(results)
+    assert ich_seq.extract_features.__module__ == "ich_seq.extraction"
+
+
+def test_features_of_another_encoder_are_not_taken_up(phantoms: PhantomSet, features: Path, tmp_path: Path) -> None:
+    """Changing a setting that changes embeddings redoes every study in the folder."""
+    shutil.copytree(features, tmp_path / "store")
+    ich_seq.extract_features(
+        phantoms.dicom,
+        tmp_path / "store",
+        load_config(overrides=[*SETTINGS, "slices.windows_hu=[[50,100],[80,200],[600,2800]]"]),
+    )
+    old, new = tree(features), tree(tmp_path / "store")
+    names = [n for n in old if n.endswith(".safetensors") and n != "encoder.safetensors"]
+    assert all(old[name] != new[name] for name in names)
+
+
+def test_no_patient_text_reaches_an_output(phantoms: PhantomSet, bundle: Path, tmp_path: Path) -> None:
+    """Name, ID, birth date and hospital of a patient are in no file that any command writes."""
+    import pydicom
+
+    canaries = {"PatientName": "CANARY^NAME", "PatientID": "CANARY-ID", "InstitutionName": "CANARY HOSPITAL"}
+    (tmp_path / "in").mkdir()
+    for path in phantoms.dicom.iterdir():
+        with pydicom.config.disable_value_validation():
+            dataset = pydicom.dcmread(path)
+            for keyword, text in canaries.items():
+                setattr(dataset, keyword, text)
+            dataset.save_as(tmp_path / "in" / path.name)
+    run("extract-features", tmp_path / "in", "--out", tmp_path / "store", *settings())
+    run("predict", tmp_path / "in", "--bundle", bundle, "--out", tmp_path / "out")
+    for folder in (tmp_path / "store", tmp_path / "out"):
+        assert not [p.name for p in folder.iterdir() if b"CANARY" in p.read_bytes()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as on POSIX")
+def test_sigterm_ends_with_143(phantoms: PhantomSet, tmp_path: Path) -> None:
+    """A scheduler's polite kill is not taken for a crash, and leaves nothing half-written."""
+    command = [sys.executable, "-m", "ich_seq.cli", "extract-features", str(phantoms.dicom), "--quiet", *settings()]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "out")]) as process:
+        for _ in range(6000):
+            if (tmp_path / "out" / ".journal.jsonl").exists():
+                break
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not list((tmp_path / "out").glob("*.partial"))

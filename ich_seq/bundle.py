@@ -34,7 +34,7 @@ SCHEMA = "ich-seq bundle 1"
 CARD = "bundle.json"
 ENCODER = "encoder-0.safetensors"
 INTENDED_USE = (
-    "Research use only; not a medical device. Ranks adult non-contrast head CT studies and slices by the "
+    "Research use only; not a medical device. Ranks non-contrast head CT studies and slices by the "
     "probability of acute intracranial haemorrhage. Not for diagnosis, and not for patients or scanners "
     "unlike those of its training data, which are described below."
 )

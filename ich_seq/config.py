@@ -55,7 +55,7 @@ class Rnn(Section):
     projection: int = Field(default=128, ge=1)
     hidden: int = Field(default=96, ge=1)
     layers: int = Field(default=2, ge=1)
-    dropout: float = Field(default=0.5, ge=0, lt=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
     position: bool = True
 
 

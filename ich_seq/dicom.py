@@ -1,4 +1,4 @@
-"""One DICOM file: its header, checked, and its pixels as Hounsfield units. The only reader of DICOM.
+"""One DICOM file: its header, checked. With `hounsfield` the only reader of DICOM.
 
 Nothing here decides about studies. Every file ends as a `SliceHeader` or as an `Unused` with a reason
 code; a file is never repaired by guessing.
@@ -9,21 +9,23 @@ from __future__ import annotations
 import math
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import config as pydicom_config
-from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -41,7 +43,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ich_seq.config import AIR_HU
 from ich_seq.reasons import Reason, Refused, Unused
 
 NATIVE: dict[str, str] = {ImplicitVRLittleEndian: "<", ExplicitVRLittleEndian: "<", ExplicitVRBigEndian: ">"}
@@ -74,24 +75,26 @@ SECONDARY_CAPTURE_ROOT = "1.2.840.10008.5.1.4.1.1.7"
 LOCALIZER_WORDS = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"}
 MAX_SIDE = 4096
 MIN_SIDE = 16
+MAX_POSITION_MM = 1e5
+MAX_RESCALE = 1e6
+"""Far beyond any scanner, and far from where float32 ends."""
+
 MIN_SPACING_MM, MAX_SPACING_MM = 0.1, 5.0
 """Wider than any head CT (0.2 to 1); beyond it, resampling to a field in mm would ask for absurd sizes."""
 
 MIN_BITS, MAX_BITS = 12, 16
 """DICOM PS3.3 C.8.2.1 (CT Image module): Bits Allocated 16, Bits Stored 12 to 16. Fewer cannot hold HU."""
 
-QUIRK_MIN_INTERCEPT = -100
-QUIRK_OFFSET = 1000
-QUIRK_RANGE = 4096
-
 UNIT_TOLERANCE = 1e-2
 """How far the direction cosines may be from unit length and from a right angle: some writers keep
 three decimals only."""
 
 AXIAL_COSINE = math.cos(math.radians(45))
-HEAD_BYTES = 1024
 PREAMBLE_BYTES = 128
-DEFLATED = b"1.2.840.10008.1.2.1.99"
+MARKER = b"DICM"
+META_GROUP = 0x0002
+FIRST_PIXEL_TAG = 0x7FE00008
+UNDEFINED_LENGTH = 0xFFFFFFFF
 DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".dic", ".ima", ".img"}
 
 TAGS = [
@@ -121,6 +124,10 @@ TAGS = [
     "RescaleSlope",
 ]
 """All that is ever read of a header; names, dates and other patient text are not."""
+
+TAG_NUMBERS = [
+    number for keyword in ("SpecificCharacterSet", *TAGS) if (number := tag_for_keyword(keyword)) is not None
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +172,8 @@ def read_header(path: Path, file: str) -> SliceHeader | Unused:
     is wrong comes back as `Unused`.
     """
     try:
-        with pydicom_config.disable_value_validation():  # RSNA's UIDs are no UIDs, and that is no fault
+        with pydicom_config.disable_value_validation(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # RSNA's UIDs are no UIDs, others misspell character sets: no faults
             return _read_header(path, file)
     except Refused as refusal:
         return Unused(file, refusal.reason, refusal.detail)
@@ -180,40 +188,59 @@ def _read_header(path: Path, file: str) -> SliceHeader:
     if not stat.S_ISREG(status.st_mode):
         raise Refused(Reason.NOT_REGULAR, "Not a regular file (pipe, socket or device).")
     with path.open("rb") as stream:
-        _check_magic(stream, path)
-        dataset = _parse(stream)
+        _seek_dataset(stream, path)
+        syntax = _read_syntax(stream)
+        dataset = _parse(stream, syntax)
         _check_kind(dataset)
-        syntax = _text(dataset.file_meta, "TransferSyntaxUID") if hasattr(dataset, "file_meta") else ""
-        header = _slice_header(dataset, path, file, syntax or ImplicitVRLittleEndian)
+        header = _slice_header(dataset, path, file, syntax)
         header = replace(header, file_bytes=status.st_size, modified_ns=status.st_mtime_ns)
         return _locate_pixels(header, stream)
 
 
-def _check_magic(stream: BinaryIO, path: Path) -> None:
-    head = stream.read(HEAD_BYTES)
-    stream.seek(0)
-    if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] != b"DICM" and head[:2] not in (b"\x02\x00", b"\x08\x00"):
+def _seek_dataset(stream: BinaryIO, path: Path) -> None:
+    """Go to the first element, behind preamble and marker where a file has them."""
+    head = stream.read(PREAMBLE_BYTES + len(MARKER))
+    if head[PREAMBLE_BYTES:] == MARKER:
+        return
+    if head[:2] not in (b"\x02\x00", b"\x08\x00"):
         named_so = path.suffix.lower() in DICOM_SUFFIXES or path.suffix[1:].isdigit()
         if path.name.startswith(".") or not named_so:
             raise Refused(Reason.OTHER_FILE, "Not a DICOM file, by its name and by its content.")
         raise Refused(Reason.NOT_DICOM, "Not a DICOM file, though its name suggests one: no DICM marker.")
-    if DEFLATED in head:
+    stream.seek(0)
+
+
+def _read_syntax(stream: BinaryIO) -> str:
+    """Read the file meta group, which alone is always explicit little endian; return the transfer syntax.
+
+    It is known before the rest is parsed, since parsing a deflated file inflates it whole.
+    """
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != META_GROUP)
+    if _text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise Refused(Reason.DICOMDIR, "A DICOMDIR; the files it lists are read from the folder itself.")
+    syntax = _text(meta, "TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
         raise Refused(
             Reason.TRANSFER_SYNTAX,
             "Deflated files are not read, as a small one can inflate without limit; convert it (dcmconv +te).",
         )
+    return syntax or ImplicitVRLittleEndian
 
 
-def _parse(stream: BinaryIO) -> Dataset:
+def _parse(stream: BinaryIO, syntax: str) -> Dataset:
     """Parse the header up to the pixel data, where the stream is left."""
-    return dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(TAGS))
+    return read_dataset(
+        stream,
+        syntax == ImplicitVRLittleEndian,
+        syntax != ExplicitVRBigEndian,
+        stop_when=lambda tag, vr, length: tag >= FIRST_PIXEL_TAG,
+        specific_tags=TAG_NUMBERS,
+    )
 
 
 def _check_kind(dataset: Dataset) -> None:
     """Leave out what is no single-frame CT slice at all, before asking more of it."""
     sop_class = _text(dataset, "SOPClassUID")
-    if sop_class == MediaStorageDirectoryStorage or _is_directory(dataset):
-        raise Refused(Reason.DICOMDIR, "A DICOMDIR; the files it lists are read from the folder itself.")
     if sop_class.startswith(SECONDARY_CAPTURE_ROOT):
         raise Refused(Reason.SECONDARY_CAPTURE, "A secondary capture (screenshot, dose page), not a CT slice.")
     if sop_class in MULTI_FRAME_CLASSES:
@@ -221,25 +248,17 @@ def _check_kind(dataset: Dataset) -> None:
             Reason.MULTI_FRAME, "Multi-frame CT is not read; convert it to one file a slice (dcuncat, emf2sf)."
         )
     modality = _text(dataset, "Modality")
-    if modality != "CT" or sop_class not in CT_CLASSES:
+    if modality not in ("CT", "") or sop_class not in CT_CLASSES:
         raise Refused(Reason.NOT_CT, "Not a CT image, by its modality or SOP class.")
+    _required(dataset, "Modality")  # absent, the file is damaged rather than of another kind
     if LOCALIZER_WORDS & {word.upper() for word in _words(dataset, "ImageType")}:
         raise Refused(Reason.LOCALIZER, "A scout view, by its image type.")
-
-
-def _is_directory(dataset: Dataset) -> bool:
-    meta = getattr(dataset, "file_meta", None)
-    return meta is not None and _text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
 
 
 def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str) -> SliceHeader:
     rows, columns = _dimensions(dataset)
     bits_stored, signed = _pixel_format(dataset)
     slope, intercept = _rescale(dataset)
-    position = _numbers(dataset, "ImagePositionPatient", 3, Reason.GEOMETRY)
-    orientation = _orientation(dataset)
-    spacing = _spacing(dataset)
-    padding = dataset.get("PixelPaddingValue")
     return SliceHeader(
         path=path,
         file=file,
@@ -251,14 +270,14 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str) -> Slice
         image_type=_words(dataset, "ImageType"),
         acquisition=_whole(dataset, "AcquisitionNumber"),
         instance=_whole(dataset, "InstanceNumber"),
-        position_mm=(position[0], position[1], position[2]),
-        orientation=orientation,
+        position_mm=_position(dataset),
+        orientation=_orientation(dataset),
         rows=rows,
         columns=columns,
-        spacing_mm=spacing,
+        spacing_mm=_spacing(dataset),
         bits_stored=bits_stored,
         signed=signed,
-        padding=padding if isinstance(padding, int) else None,
+        padding=_padding(dataset, signed),
         slope=slope,
         intercept=intercept,
         pixel_offset=-1,
@@ -297,9 +316,26 @@ def _pixel_format(dataset: Dataset) -> tuple[int, bool]:
 def _rescale(dataset: Dataset) -> tuple[float, float]:
     slope = _numbers(dataset, "RescaleSlope", 1, Reason.RESCALE)[0]
     intercept = _numbers(dataset, "RescaleIntercept", 1, Reason.RESCALE)[0]
-    if slope == 0:
-        raise Refused(Reason.RESCALE, "Rescale Slope is 0, so all pixels would be equal.")
+    if slope == 0 or max(abs(slope), abs(intercept)) > MAX_RESCALE:
+        raise Refused(
+            Reason.RESCALE, f"Rescale Slope {slope:g} and Intercept {intercept:g} cannot give Hounsfield units."
+        )
     return slope, intercept
+
+
+def _padding(dataset: Dataset, signed: bool) -> int | None:
+    """Return the padding value as the pixels store it; some writers give it the other signedness."""
+    value = dataset.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return None
+    return int(np.array(value & 0xFFFF, np.uint16).astype(np.int16 if signed else np.uint16))
+
+
+def _position(dataset: Dataset) -> tuple[float, float, float]:
+    x, y, z = _numbers(dataset, "ImagePositionPatient", 3, Reason.GEOMETRY)
+    if max(abs(x), abs(y), abs(z)) > MAX_POSITION_MM:
+        raise Refused(Reason.GEOMETRY, "Image Position (Patient) lies outside of any scanner.")
+    return x, y, z
 
 
 def _orientation(dataset: Dataset) -> tuple[float, float, float, float, float, float]:
@@ -349,8 +385,10 @@ def _locate_pixels(header: SliceHeader, stream: BinaryIO) -> SliceHeader:
         raise Refused(Reason.PIXEL_DATA, "No pixel data in the file.")
     if header.transfer_syntax not in NATIVE:
         return header
-    explicit = header.transfer_syntax != ImplicitVRLittleEndian
+    explicit = head[4:6] in (b"OW", b"OB")  # not by the syntax, which some files misstate; a length would be even
     length = int(np.frombuffer(head[8:12] if explicit else head[4:8], f"{order}u4")[0])
+    if length == UNDEFINED_LENGTH:
+        raise Refused(Reason.PIXEL_DATA, "The pixels are compressed, but the transfer syntax says they are not.")
     offset = stream.tell() - (0 if explicit else 4)
     expected = header.rows * header.columns * 2
     held = max(0, min(length, header.file_bytes - offset))
@@ -379,8 +417,8 @@ def _required(dataset: Dataset, keyword: str) -> str:
 
 def _whole(dataset: Dataset, keyword: str, default: int = 0) -> int:
     """Return a whole number that may be absent; one that cannot be read counts as absent."""
-    value = dataset.get(keyword)
     try:
+        value = dataset.get(keyword)
         return default if value is None else int(value)
     except (TypeError, ValueError, OverflowError):
         return default
@@ -408,70 +446,6 @@ def _numbers(dataset: Dataset, keyword: str, count: int, reason: Reason) -> tupl
     return numbers
 
 
-def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
-    """Read the pixels of one slice, (H, W) float32 HU, by this slice's own slope and intercept.
-
-    Values below AIR_HU are raised to it. MONOCHROME1 is a matter of display and inverts nothing.
-    Raises Refused (PIXEL_DATA, DECODE, UNREADABLE) if the pixels cannot be had whole.
-    """
-    stored = _read_native(header) if header.transfer_syntax in NATIVE else _decode(header)
-    return to_hounsfield(stored, header)
-
-
-def _read_native(header: SliceHeader) -> NDArray[np.integer[Any]]:
-    """Return the stored values, (H, W), straight from the bytes that `read_header` located."""
-    expected = header.rows * header.columns
-    kind = f"{NATIVE[header.transfer_syntax]}{'i' if header.signed else 'u'}2"
-    try:
-        flat = np.fromfile(header.path, kind, count=expected, offset=header.pixel_offset)
-    except OSError as error:
-        raise Refused(Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.") from None
-    if len(flat) < expected:
-        raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {2 * len(flat)} of {2 * expected} bytes.")
-    stored = flat.astype(flat.dtype.newbyteorder("="), copy=False).reshape(header.rows, header.columns)
-    spare = MAX_BITS - header.bits_stored
-    return (stored << spare) >> spare if spare else stored  # PS3.5 8.1.1: unused high bits mean nothing
-
-
-def _decode(header: SliceHeader) -> NDArray[np.integer[Any]]:
-    """Return the stored values of a compressed slice, (H, W)."""
-    try:
-        dataset = dcmread(header.path, force=True)
-        decoder, plugin = get_decoder(header.transfer_syntax), PLUGINS[header.transfer_syntax]
-        stored, _ = decoder.as_array(dataset, raw=True, decoding_plugin=plugin)
-    except OSError as error:
-        raise Refused(Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # decoders raise whatever they like on damaged frames
-        raise Refused(Reason.DECODE, f"The pixels cannot be decoded ({type(error).__name__}).") from None
-    if stored.shape != (header.rows, header.columns):
-        raise Refused(Reason.DECODE, f"The decoded image is {stored.shape}, the header says otherwise.")
-    return stored
-
-
-def to_hounsfield(stored: NDArray[np.integer[Any]], header: SliceHeader) -> NDArray[np.float32]:
-    """Turn stored values (H, W) into float32 HU, (H, W).
-
-    Mends one known fault of the RSNA 2019 set (123 slices): 12-bit unsigned pixels whose HU wrapped
-    below zero, to be told by an intercept above -100. Signed pixels with intercept 0 are HU already.
-    """
-    slope, intercept = header.slope, header.intercept
-    if header.bits_stored == MIN_BITS and not header.signed and intercept > QUIRK_MIN_INTERCEPT:
-        stored = (stored.astype(np.int32) + QUIRK_OFFSET) % QUIRK_RANGE
-        intercept = -float(QUIRK_OFFSET)
-    hu = stored.astype(np.float32)
-    if slope != 1:
-        hu *= np.float32(slope)
-    hu += np.float32(intercept)
-    if header.padding is not None and _is_impossible(header.padding * slope + intercept):
-        hu[stored == header.padding] = AIR_HU
-    return np.maximum(hu, np.float32(AIR_HU), out=hu)
-
-
-def _is_impossible(hu: float) -> bool:
-    """Tell whether a padding value is no tissue; one inside the range would punch holes into the brain."""
-    return not AIR_HU < hu < 3 * QUIRK_OFFSET
-
-
 def list_files(root: Path) -> list[Path]:
     """Return every file below a folder (or the file itself), sorted by name, links followed but no loop twice."""
     if not root.is_dir():
@@ -479,6 +453,7 @@ def list_files(root: Path) -> list[Path]:
     found: list[Path] = []
     visited: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()  # which of several links to a folder is followed must not depend on the disk
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ich_seq import NothingUsableError, windows
 from ich_seq.config import Config
 from ich_seq.devices import choose_device
-from ich_seq.dicom import read_hounsfield
 from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, embed, save_encoder
 from ich_seq.files import locked_folder, short_hash, write_bytes
+from ich_seq.hounsfield import read_hounsfield
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Refused, Unused
 from ich_seq.store import ENCODER, REJECTED, StoreWriter, StudyFeatures, unused_csv
@@ -59,8 +59,8 @@ class EmbeddedStudy:
 
 
 def extract_features(
-    root: Path,
-    out: Path,
+    root: str | Path,
+    out: str | Path,
     config: Config | None = None,
     *,
     device: str = "auto",
@@ -73,7 +73,7 @@ def extract_features(
     not depend on them. Raises NothingUsableError if no slice of `root` is usable (rejected.csv then
     says why), OutputError if `out` cannot be written or another process holds it.
     """
-    config = config or Config()
+    root, out, config = Path(root), Path(out), config or Config()
     workers = default_workers() if workers is None else workers
     encoder = build_encoder(config).to(choose_device(device))
     with locked_folder(out):

@@ -30,9 +30,9 @@ class PredictionSummary:
 
 
 def predict(
-    root: Path,
-    bundle: Path,
-    out: Path,
+    root: str | Path,
+    bundle: str | Path,
+    out: str | Path,
     *,
     device: str = "auto",
     workers: int | None = None,
@@ -44,6 +44,7 @@ def predict(
     NothingUsableError if no slice is usable (rejected.csv then says why), ArtefactError for a damaged
     bundle, OutputError if `out` cannot be written.
     """
+    root, bundle, out = Path(root), Path(bundle), Path(out)
     workers = default_workers() if workers is None else workers
     loaded = load_bundle(bundle, choose_device(device))
     with locked_folder(out):

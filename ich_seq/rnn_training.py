@@ -45,9 +45,9 @@ class TrainingSummary:
 
 
 def train_rnn(
-    features: Path,
-    labels: Path,
-    out: Path,
+    features: str | Path,
+    labels: str | Path,
+    out: str | Path,
     config: Config | None = None,
     *,
     device: str = "auto",
@@ -59,6 +59,7 @@ def train_rnn(
     their mean. The figures come from doing the same once more for each fold, without that fold, and
     predicting it. No patient is ever on two sides. Raises UsageError if too few studies have labels.
     """
+    features, labels, out = Path(features), Path(labels), Path(out)
     config, processor = config or Config(), choose_device(device)
     store, truth = open_store(features), read_labels(labels)
     studies, unlabelled = label_studies(store, truth)

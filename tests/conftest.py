@@ -64,7 +64,8 @@ def _write_slice(
         "RescaleSlope": "1",
     }
     values = {**values, **tags}
-    values.setdefault("HighBit", int(str(values["BitsStored"])) - 1)
+    bits = values["BitsStored"]
+    values.setdefault("HighBit", bits - 1 if isinstance(bits, int) else 15)
     order = ">" if syntax == ExplicitVRBigEndian else "<"
     ds, ds.file_meta = Dataset(), FileMetaDataset()
     with config.disable_value_validation():
@@ -87,3 +88,53 @@ def _write_slice(
 def write_slice() -> Callable[..., Path]:
     """Give the writer of single CT slices, `_write_slice`."""
     return _write_slice
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder():
+    """An encoder of a real timm network with random weights, 64 numbers a slice of 32 x 32 pixels."""
+    from ich_seq.config import Config
+    from ich_seq.encoder import build_encoder
+
+    chosen = {"slices": {"size": 32}, "encoder": {"arch": "test_convnext", "weights": "random"}}
+    return build_encoder(Config.model_validate(chosen))
+
+
+@pytest.fixture(scope="session")
+def make_study():
+    """Make the features of a study of N slices, feet to head: random, the same for the same name."""
+    import zlib
+
+    from ich_seq.store import StudyFeatures
+
+    def make(name, slices, *, dim=64, patient=None):
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        return StudyFeatures(
+            study_uid=name,
+            patient_key=patient or f"patient of {name}",
+            sop_uids=tuple(f"{name}.{rng.integers(10**9)}.{i}" for i in range(slices)),
+            positions_mm=rng.normal(0, 50) + rng.uniform(0.5, 8, slices).cumsum(),
+            features=rng.normal(size=(slices, dim)).astype(np.float16),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_store(tiny_encoder):
+    """Write studies into a whole feature store of `tiny_encoder`; returns its folder."""
+    from dataclasses import asdict
+
+    from ich_seq.encoder import save_encoder
+    from ich_seq.store import ENCODER, StoreWriter, unused_csv
+
+    def write(root, studies):
+        root.mkdir(parents=True, exist_ok=True)
+        writer = StoreWriter(root, tiny_encoder.spec.fingerprint)
+        save_encoder(tiny_encoder, root / ENCODER)
+        for study in studies:
+            writer.add(study.study_uid, study, {"spacing_mm": 5.0}, whole=True)
+        writer.close([s.study_uid for s in studies], unused_csv([]), {"encoder": asdict(tiny_encoder.spec)})
+        return root
+
+    return write

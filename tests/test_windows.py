@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich_seq.config import Slices
-from ich_seq.dicom import AIR_HU
+from ich_seq.config import AIR_HU, Slices
 from ich_seq.windows import apply, resample, with_neighbours
 
 FIELD = 250.0

@@ -1,0 +1,339 @@
+"""train-rnn: no patient on two sides, the same bytes every time, and what only neighbours know is learnt."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+
+from ich_seq import ArtefactError, UsageError, rnn_training
+from ich_seq.baselines import fit_classifier
+from ich_seq.bundle import CARD, load_bundle
+from ich_seq.config import Config
+from ich_seq.figures import Predicted
+from ich_seq.files import sha256_file
+from ich_seq.labels import LABELS
+from ich_seq.metrics import auc, weighted_log_loss
+from ich_seq.rnn_training import FoldedStudies, fit_ensemble, fit_model, predict_ensemble, train_rnn
+from ich_seq.sequences import LabelledStudy
+from ich_seq.store import ENCODER, open_store
+
+K, ANY = len(LABELS), LABELS.index("any")
+CPU = torch.device("cpu")
+FOLDS = 4
+RNN = {"projection": 8, "hidden": 8, "layers": 1, "dropout": 0.1}
+CONFIG = Config.model_validate({"rnn": RNN, "train": {"folds": FOLDS, "epochs": 3}})
+SLICES = [1, 12, 3, 7, 5, 2, 9, 4, 11, 6, 8, 10, 3, 5, 12, 1, 7, 6, 4, 9, 11, 8]
+UNLABELLED = ("1.2.4", "1.2.17")
+
+
+def targets_of(rng: np.random.Generator, slices: int) -> np.ndarray:
+    targets = (rng.uniform(size=(slices, K)) < 0.2).astype(np.uint8)
+    targets[:, ANY] = targets[:, :ANY].max(axis=1)
+    return targets
+
+
+def write_labels(path: Path, rows: dict[str, list[int]]) -> Path:
+    lines = [f"{uid}_{label},{value}" for uid, row in rows.items() for label, value in zip(LABELS, row, strict=True)]
+    path.write_text("\n".join(["ID,Label", *lines]) + "\n")
+    return path
+
+
+class Recorder(FoldedStudies):
+    """What train-rnn folds its studies into, kept so that a test can look at it."""
+
+    made: list[FoldedStudies]
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.made.append(self)
+
+
+@pytest.fixture(scope="module")
+def given(make_study, write_store, tmp_path_factory) -> tuple[Path, Path, dict[str, list[int]]]:
+    """A store of 22 studies of 14 patients, a label file without two of them, and the rows of that file."""
+    root = tmp_path_factory.mktemp("given")
+    patients = [f"patient {i % 14}" for i in range(len(SLICES))]
+    studies = [
+        make_study(f"1.2.{i}", n, patient=patient) for i, (n, patient) in enumerate(zip(SLICES, patients, strict=True))
+    ]
+    rng = np.random.default_rng(0)
+    rows = {}
+    for study in studies:
+        uids = study.sop_uids[:-1] if study.study_uid in UNLABELLED else study.sop_uids
+        rows |= zip(uids, targets_of(rng, len(uids)).tolist(), strict=True)
+    return write_store(root / "store", studies), write_labels(root / "labels.csv", rows), rows
+
+
+@pytest.fixture(scope="module")
+def trained(given, tmp_path_factory):
+    """One run of train-rnn: its summary, the folds it made, and its progress."""
+    store, labels, _ = given
+    out, told = tmp_path_factory.mktemp("trained") / "bundle", []
+    Recorder.made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rnn_training, "FoldedStudies", Recorder)
+        summary = train_rnn(store, labels, out, CONFIG, device="cpu", progress=lambda *news: told.append(news))
+    (data,) = Recorder.made
+    return summary, data, told
+
+
+# A run
+
+
+def test_a_run_writes_a_bundle_that_says_something(trained, make_study):
+    """One model a fold and the store's own encoder; the bundle loads, and its probabilities are probabilities."""
+    summary, _, told = trained
+    bundle = load_bundle(summary.out, CPU)
+    assert len(bundle.models) == FOLDS
+    assert len({tuple(m.correction.weight.flatten().tolist()) for m in bundle.models}) == FOLDS
+    slices, study = bundle.predict(make_study("new", 6))
+    assert slices.shape == (6, K)
+    assert np.isfinite(slices).all()
+    assert ((study > 0) & (study < 1)).all()
+    assert [news[1:] for news in told] == [(i + 1, FOLDS) for i in range(FOLDS)]
+
+
+def test_two_runs_give_the_same_bytes(trained, given, tmp_path):
+    """Run again into another folder, every file of the bundle is byte for byte the same: weights, figures, card."""
+    store, labels, _ = given
+    again = train_rnn(store, labels, tmp_path / "again", CONFIG, device="cpu")
+    files = {p.name: p.read_bytes() for p in trained[0].out.iterdir() if p.is_file()}
+    assert {p.name: p.read_bytes() for p in again.out.iterdir() if p.is_file()} == files
+    assert {CARD, "encoder-0.safetensors", *(f"rnn-{k}.safetensors" for k in range(FOLDS))} <= files.keys()
+
+
+def test_studies_with_a_hole_in_their_labels_are_reported(trained):
+    """A study with one unlabelled slice is not trained on; summary and card say so."""
+    summary, data, _ = trained
+    assert sorted(summary.unlabelled) == sorted(UNLABELLED)
+    assert summary.studies == len(SLICES) - 2 == len(data.studies)
+    assert not {s.features.study_uid for s in data.studies} & set(UNLABELLED)
+
+
+def test_the_card_describes_the_data(trained, given):
+    """Counts of studies, patients, slices and positives are the files', recounted; hash and settings stand."""
+    summary, data, _ = trained
+    store, labels, rows = given
+    card = json.loads((summary.out / CARD).read_text())["training"]
+    used = [s for s in open_store(store) if s.study_uid not in UNLABELLED]
+    truth = {s.study_uid: np.array([rows[uid] for uid in s.sop_uids]) for s in used}
+    assert (card["studies"], card["patients"], card["slices"]) == (20, 14, sum(len(s.sop_uids) for s in used))
+    assert card["studies_without_labels"] == 2
+    assert card["positive_slices"] == {
+        label: int(sum(t[:, k].sum() for t in truth.values())) for k, label in enumerate(LABELS)
+    }
+    assert card["positive_studies"] == {
+        label: int(sum(t[:, k].max() for t in truth.values())) for k, label in enumerate(LABELS)
+    }
+    assert sum(card["lengths"].values()) == 20
+    assert sum(int(n) * count for n, count in card["lengths"].items()) == card["slices"]
+    assert card["labels_sha256"] == sha256_file(labels)
+    assert card["settings"]["train"]["epochs"] == 3
+    for study in data.studies:
+        assert np.array_equal(study.targets, truth[study.features.study_uid])
+    text = (summary.out / CARD).read_text()
+    assert not [uid for uid in truth if f'"{uid}"' in text]  # what is told of patients are counts
+
+
+def test_the_figures_are_out_of_fold(trained):
+    """Predicting each fold by what never saw it gives the card's figures, for both baselines and the ensemble."""
+    summary, data, _ = trained
+    said = {"constant": [], "slice_logistic": [], "rnn": []}
+    truth = []
+    for fold in range(FOLDS):
+        test = [s for s, f in zip(data.studies, data.folds, strict=True) if f == fold]
+        train = [s for s, f in zip(data.studies, data.folds, strict=True) if f != fold]
+        features = np.concatenate([s.features.features for s in train])
+        targets = np.concatenate([s.targets for s in train])
+        classifier = fit_classifier(features, targets, seed=CONFIG.train.seed)
+        models = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), CONFIG, CPU, without=frozenset({fold}))
+        lengths = [len(s) for s in test]
+        truth += [s.targets for s in test]
+        said["constant"].append(Predicted.of_slices(np.tile(targets.mean(axis=0), (sum(lengths), 1)), lengths))
+        logits = classifier.logits(np.concatenate([s.features.features for s in test])).astype(np.float64)
+        said["slice_logistic"].append(Predicted.of_slices(expit(logits), lengths))
+        said["rnn"].append(predict_ensemble(models, test, CPU))
+    assert set(summary.figures) == {"constant", "position", "slice_logistic", "rnn"}
+    of_slices, of_studies = np.concatenate(truth), np.stack([t.max(axis=0) for t in truth])
+    for name, parts in said.items():
+        whole = Predicted.joined(parts)
+        figures = summary.figures[name]
+        assert figures["slice_loss"]["value"] == pytest.approx(weighted_log_loss(whole.slices, of_slices), abs=2e-6)
+        assert figures["study_loss"]["value"] == pytest.approx(weighted_log_loss(whole.studies, of_studies), abs=2e-6)
+    assert json.loads((summary.out / CARD).read_text())["figures"] == summary.figures
+    assert {name for name in summary.figures["rnn"] if name.startswith("difference")} == {
+        f"difference_to_{name}" for name in ("constant", "position", "slice_logistic")
+    }
+
+
+# Refusals
+
+
+def test_labels_of_other_images_are_refused_with_the_first_names(given, tmp_path):
+    """Where no study has labels the message names the first ones, so that UIDs can be compared, and nothing is made."""
+    labels = write_labels(tmp_path / "labels.csv", {f"ID_{i}": [0] * K for i in range(9)})
+    with pytest.raises(UsageError, match="SOP Instance UID") as refusal:
+        train_rnn(given[0], labels, tmp_path / "out", CONFIG, device="cpu")
+    first = open_store(given[0]).studies["study_uid"].tolist()[:3]
+    assert all(uid in str(refusal.value) for uid in first)
+    assert str(len(SLICES)) in str(refusal.value)
+    assert not (tmp_path / "out" / CARD).exists()
+
+
+def test_too_few_patients_are_refused(make_study, write_store, tmp_path):
+    """Many studies of three patients make no four folds: refused before any training, with the remedy."""
+    studies = [make_study(f"1.2.{i}", 3, patient=f"patient {i % 3}") for i in range(12)]
+    rows = {uid: [0, 0, 0, 0, i % 2, i % 2] for s in studies for i, uid in enumerate(s.sop_uids)}
+    store, labels = write_store(tmp_path / "store", studies), write_labels(tmp_path / "labels.csv", rows)
+    with pytest.raises(UsageError, match="at least 4 patients"):
+        train_rnn(store, labels, tmp_path / "out", CONFIG, device="cpu")
+    assert not (tmp_path / "out" / CARD).exists()
+
+
+def test_a_store_whose_encoder_was_changed_is_refused_before_training(given, tmp_path):
+    """An encoder that is not the one of the features (a new extraction was begun and cut off) makes no bundle."""
+    store = Path(shutil.copytree(given[0], tmp_path / "store"))
+    data = bytearray((store / ENCODER).read_bytes())
+    data[-1] ^= 1
+    (store / ENCODER).write_bytes(data)
+    with pytest.raises(ArtefactError, match=ENCODER):
+        train_rnn(store, given[1], tmp_path / "out", CONFIG, device="cpu")
+    assert not (tmp_path / "out" / CARD).exists()
+
+
+# No patient on two sides
+
+
+def subsets(numbers: frozenset[int], most: int) -> list[frozenset[int]]:
+    return [frozenset(c) for size in range(most + 1) for c in combinations(sorted(numbers), size)]
+
+
+def test_a_patient_is_in_one_fold(trained):
+    """However many studies a patient has, they all lie in one fold; every fold has some."""
+    _, data, _ = trained
+    fold_of: dict[str, set[int]] = {}
+    for study, fold in zip(data.studies, data.folds.tolist(), strict=True):
+        fold_of.setdefault(study.features.patient_key, set()).add(fold)
+    assert len(fold_of) == 14 < len(data.studies)
+    assert all(len(folds) == 1 for folds in fold_of.values())
+    assert set().union(*fold_of.values()) == set(range(FOLDS)) == data.numbers
+
+
+def test_studies_of_folds_left_out_are_never_learnt_from(trained):
+    """`of` and `to_learn_from` give all studies of the folds asked for, once, and no patient of any other fold."""
+    _, data, _ = trained
+    for without in subsets(data.numbers, FOLDS - 2):
+        folds = data.numbers - without
+        away = {s.features.patient_key for s, f in zip(data.studies, data.folds, strict=True) if f in without}
+        wanted = sorted(s.features.study_uid for s, f in zip(data.studies, data.folds, strict=True) if f in folds)
+        for studies in (data.of(folds), data.to_learn_from(folds, without)):
+            assert sorted(s.features.study_uid for s in studies) == wanted
+            assert not away & {s.features.patient_key for s in studies}
+
+
+def test_base_logits_come_from_a_classifier_that_saw_neither_the_study_nor_the_folds_left_out(trained):
+    """Refitted by hand on the other patients alone, the classifier gives each study exactly its base logits."""
+    _, data, _ = trained
+    for without in subsets(data.numbers, 2):
+        for study in data.to_learn_from(data.numbers - without, without):
+            (fold,) = {int(f) for s, f in zip(data.studies, data.folds, strict=True) if s.features is study.features}
+            seen = [s for s, f in zip(data.studies, data.folds, strict=True) if f not in without | {fold}]
+            assert study.features.patient_key not in {s.features.patient_key for s in seen}
+            classifier = fit_classifier(
+                np.concatenate([s.features.features for s in seen]),
+                np.concatenate([s.targets for s in seen]),
+                seed=CONFIG.train.seed,
+            )
+            assert np.array_equal(study.base_logits, classifier.logits(study.features.features))
+
+
+def test_a_fold_left_out_has_no_way_into_the_weights(trained):
+    """Other features and labels in the fold left out change no bit of a model; in any other fold they do."""
+    _, data, _ = trained
+
+    def weights(poisoned: int | None) -> list[torch.Tensor]:
+        studies = [
+            replace(
+                study,
+                targets=1 - study.targets,
+                features=replace(study.features, features=-3 * study.features.features),
+            )
+            if fold == poisoned
+            else study
+            for study, fold in zip(data.studies, data.folds.tolist(), strict=True)
+        ]
+        model = fit_model(FoldedStudies(studies, data.folds, 0), CONFIG, CPU, stop=1, without=frozenset({0}))
+        return list(model.state_dict().values())
+
+    clean = weights(None)
+    assert all(torch.equal(a, b) for a, b in zip(weights(0), clean, strict=True))
+    for fold in (1, 2):
+        assert not all(torch.equal(a, b) for a, b in zip(weights(fold), clean, strict=True))
+
+
+# Learning
+
+
+def test_training_that_only_does_harm_leaves_the_base(trained):
+    """With a senseless learning rate the model returned is the one it began with: what its base says."""
+    _, data, _ = trained
+    config = Config.model_validate(
+        {"rnn": RNN, "train": {"folds": FOLDS, "epochs": 3, "learning_rate": 100.0, "warmup": 0.0}}
+    )
+    without = frozenset({0})
+    model = fit_model(FoldedStudies(data.studies, data.folds, 0), config, CPU, stop=1, without=without)
+    test = data.of(without)
+    logits = data.classifier(without).logits(np.concatenate([s.features.features for s in test]))
+    said = predict_ensemble([model], test, CPU)
+    assert said.slices == pytest.approx(expit(logits.astype(np.float64)), abs=1e-5)
+
+
+def test_a_study_is_predicted_the_same_in_any_company(trained):
+    """An ensemble's probabilities of a study do not depend on the studies predicted with it."""
+    _, data, _ = trained
+    models = fit_ensemble(data, CONFIG, CPU, without=frozenset({0}))
+    whole = predict_ensemble(models, data.studies, CPU)
+    alone = Predicted.joined([predict_ensemble(models, [study], CPU) for study in data.studies])
+    assert whole.slices == pytest.approx(alone.slices, abs=1e-5)
+    assert whole.studies == pytest.approx(alone.studies, abs=1e-5)
+
+
+def told_by_the_slice_below(name: str, make_study, rng: np.random.Generator) -> LabelledStudy:
+    """A study in which slice i-1 says whether slice i bleeds, and slice i knows nothing of itself."""
+    slices = int(rng.integers(6, 13))
+    bleeds = rng.uniform(size=slices) < 0.4
+    bleeds[0] = False
+    study = make_study(name, slices, dim=8)
+    features = study.features.copy()
+    features[:-1, 0] = np.where(bleeds[1:], 2, -2)
+    features[-1, 0] = rng.choice([2, -2])
+    targets = np.zeros((slices, K), np.uint8)
+    targets[:, LABELS.index("subdural")] = targets[:, ANY] = bleeds
+    return LabelledStudy(features=replace(study, features=features), targets=targets)
+
+
+def test_what_only_neighbours_know_is_learnt(make_study):
+    """A sign that the slice below carries is found by the GRU on patients it never saw; slices alone find nothing."""
+    rng = np.random.default_rng(0)
+    studies = [told_by_the_slice_below(f"s{i}", make_study, rng) for i in range(40)]
+    data = FoldedStudies(studies, np.arange(40) % FOLDS, 0)
+    train = {"folds": FOLDS, "epochs": 20, "batch_studies": 8, "learning_rate": 0.02, "thin": 0.0, "reverse": 0.0}
+    config = Config.model_validate({"rnn": RNN | {"dropout": 0.0}, "train": train})
+    by_rnn, by_slice, truth = [], [], []
+    for fold in (0, 1):
+        away = frozenset({fold})
+        test = data.of(away)
+        by_rnn.append(predict_ensemble(fit_ensemble(data, config, CPU, without=away), test, CPU).slices)
+        by_slice.append(data.classifier(away).logits(np.concatenate([s.features.features for s in test])))
+        truth.append(np.concatenate([s.targets for s in test]))
+    y = np.concatenate(truth)[:, ANY]
+    assert auc(np.concatenate(by_rnn)[:, ANY], y) > 0.9
+    assert abs(auc(np.concatenate(by_slice)[:, ANY].astype(np.float64), y) - 0.5) < 0.15

@@ -1,0 +1,319 @@
+"""Studies as sequences: rows stay beside their UIDs, labels and logits, whatever is done to them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ich_seq.labels import LABELS, read_labels
+from ich_seq.sequences import (
+    THIN_FROM,
+    LabelledStudy,
+    batches,
+    collate,
+    collate_labelled,
+    label_studies,
+    relative_positions,
+    varied,
+)
+from ich_seq.store import StudyFeatures, open_store
+
+D, K = 16, len(LABELS)
+lengths_of_studies = st.lists(st.integers(1, 12), min_size=1, max_size=6)
+quick = settings(deadline=None, max_examples=30)
+
+
+def numbered(name: str, slices: int, *, base: bool = True) -> LabelledStudy:
+    """A study in which every part of row i says i: features, UID, position, labels and base logits."""
+    number = np.arange(slices)
+    return LabelledStudy(
+        features=StudyFeatures(
+            study_uid=name,
+            patient_key=f"patient of {name}",
+            sop_uids=tuple(f"{name}.{i}" for i in number),
+            positions_mm=40.0 + 2.5 * number,
+            features=np.tile(number[:, None], D).astype(np.float16),
+        ),
+        targets=((number[:, None] >> np.arange(K)) & 1).astype(np.uint8),
+        base_logits=np.tile(number[:, None], K).astype(np.float32) if base else None,
+    )
+
+
+def numbers_of(study: LabelledStudy) -> list[int]:
+    """Return which rows a study holds; fails if its parts disagree about it."""
+    numbers = [int(uid.rpartition(".")[2]) for uid in study.features.sop_uids]
+    assert {uid.rpartition(".")[0] for uid in study.features.sop_uids} == {study.features.study_uid}
+    assert study.features.features[:, 0].tolist() == numbers
+    assert (study.features.features == study.features.features[:, :1]).all()
+    assert np.abs(study.features.positions_mm).tolist() == [40.0 + 2.5 * i for i in numbers]
+    assert [sum(int(bit) << k for k, bit in enumerate(row)) for row in study.targets] == numbers
+    if study.base_logits is not None:
+        assert (study.base_logits == np.array(numbers, np.float32)[:, None]).all()
+    return numbers
+
+
+def same(a: LabelledStudy, b: LabelledStudy) -> bool:
+    return (
+        a.features.study_uid == b.features.study_uid
+        and numbers_of(a) == numbers_of(b)
+        and np.array_equal(a.features.positions_mm, b.features.positions_mm)
+    )
+
+
+# Batches
+
+
+@given(lengths=lengths_of_studies)
+@quick
+def test_a_batch_holds_each_study_as_it_was(make_study, lengths):
+    """Cut back to its length, every row of a batch is the study bit for bit, in order; the rest is padding of 0."""
+    studies = [make_study(f"s{i}", n, dim=D) for i, n in enumerate(lengths)]
+    batch = collate(studies)
+    assert batch.lengths.tolist() == lengths
+    assert batch.features.shape == (len(lengths), max(lengths), D)
+    assert batch.positions_mm.shape == (len(lengths), max(lengths))
+    for b, study in enumerate(studies):
+        n = len(study.features)
+        assert np.array_equal(batch.features[b, :n].numpy(), study.features.astype(np.float32))
+        assert np.array_equal(batch.positions_mm[b, :n].numpy(), study.positions_mm)
+        assert (batch.features[b, n:] == 0).all()
+        assert (batch.positions_mm[b, n:] == 0).all()
+    assert batch.targets is None
+    assert batch.base_logits is None
+
+
+@given(lengths=lengths_of_studies)
+@quick
+def test_labels_and_base_logits_ride_along(lengths):
+    """Targets and base logits lie beside the features of the same slice, and are 0 beyond."""
+    studies = [numbered(f"s{i}", n) for i, n in enumerate(lengths)]
+    batch = collate_labelled(studies)
+    assert batch.targets.shape == batch.base_logits.shape == (len(lengths), max(lengths), K)
+    for b, study in enumerate(studies):
+        n = len(study)
+        assert np.array_equal(batch.features[b, :n].numpy(), study.features.features)
+        assert np.array_equal(batch.targets[b, :n].numpy(), study.targets)
+        assert np.array_equal(batch.base_logits[b, :n].numpy(), study.base_logits)
+        assert (batch.targets[b, n:] == 0).all()
+        assert (batch.base_logits[b, n:] == 0).all()
+
+
+def test_the_types_of_a_batch_are_those_the_networks_want():
+    """Features, targets and logits are float32, positions float64, lengths int64 on the CPU even after a move."""
+    batch = collate_labelled([numbered("a", 3), numbered("b", 1)])
+    moved = batch.to(torch.device("meta"))
+    for b in (batch, moved):
+        assert (b.features.dtype, b.targets.dtype, b.base_logits.dtype) == (torch.float32,) * 3
+        assert b.positions_mm.dtype == torch.float64
+        assert b.lengths.dtype == torch.int64
+        assert b.lengths.device.type == "cpu"
+    tensors = (moved.features, moved.positions_mm, moved.targets, moved.base_logits)
+    assert {t.device.type for t in tensors} == {"meta"}
+    bare = collate([numbered("a", 3).features]).to(torch.device("meta"))
+    assert bare.targets is None
+    assert bare.base_logits is None
+
+
+def test_base_logits_need_all_studies():
+    """Where one study has no base logits the batch has none: zeros would pass for logits."""
+    assert collate_labelled([numbered("a", 3), numbered("b", 2, base=False)]).base_logits is None
+
+
+def test_a_batch_does_not_share_memory_with_the_studies():
+    """What is done to a batch is not done to the studies, which the next epoch needs."""
+    study = numbered("a", 3)
+    batch = collate_labelled([study])
+    for tensor in (batch.features, batch.positions_mm, batch.targets, batch.base_logits):
+        tensor.fill_(-1)
+    assert numbers_of(study) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [3, 0], [0, 3]])
+def test_an_empty_batch_or_study_is_refused(lengths):
+    """Nothing to say anything about is an error at once, not a NaN later."""
+    with pytest.raises(ValueError, match="at least one"):
+        collate([numbered("a", n).features for n in lengths])
+
+
+@given(lengths=st.lists(st.integers(1, 12), max_size=9), size=st.integers(1, 4))
+@quick
+def test_batches_hold_every_study_once_in_order(lengths, size):
+    """Laid end to end the batches are the studies in their order, none larger than asked, all but the last full."""
+    cut = list(batches([numbered(f"s{i}", n) for i, n in enumerate(lengths)], size))
+    assert [n for batch in cut for n in batch.lengths.tolist()] == lengths
+    assert all(len(batch.lengths) == size for batch in cut[:-1])
+    assert all(1 <= len(batch.lengths) <= size for batch in cut)
+
+
+@given(start=st.floats(-500, 500), steps=st.lists(st.sampled_from([0.0, 0.625, 2.5, 5.0]), max_size=11))
+@quick
+def test_relative_positions_run_from_feet_to_head(start, steps):
+    """The first slice lies at 0, the last at 1, the others in proportion; all at 0.5 where they share one place."""
+    mm = start + np.cumsum([0.0, *steps])
+    told = relative_positions(mm)
+    if mm[-1] == mm[0]:
+        assert told.tolist() == [0.5] * len(mm)
+    else:
+        assert told == pytest.approx([(x - mm[0]) / (mm[-1] - mm[0]) for x in mm])
+        assert (told[0], told[-1]) == (0, 1)
+
+
+# Labels
+
+
+@pytest.fixture(scope="module")
+def store_and_labels(make_study, write_store, tmp_path_factory):
+    """A store of five studies, and rows of labels (UID, six values) for all their slices, shuffled."""
+    root = tmp_path_factory.mktemp("labelled")
+    studies = [make_study(f"1.2.{i}", n) for i, n in enumerate([4, 1, 7, 12, 3])]
+    rng = np.random.default_rng(0)
+    rows = {}
+    for uid in (u for s in studies for u in s.sop_uids):
+        subtypes = rng.integers(0, 2, K - 1).tolist()
+        rows[uid] = [*subtypes, max(subtypes)]
+    return open_store(write_store(root, studies)), rows
+
+
+def labels_file(path, rows: dict[str, list[int]], seed: int = 0):
+    """Write labels in the long form, all lines shuffled, and read them back."""
+    lines = [f"{uid}_{label},{value}" for uid, row in rows.items() for label, value in zip(LABELS, row, strict=True)]
+    random.Random(seed).shuffle(lines)
+    path.write_text("\n".join(["ID,Label", *lines]) + "\n")
+    return read_labels(path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_follow_the_slice_and_not_the_line(store_and_labels, tmp_path, seed):
+    """However the label file is shuffled, each slice has the labels that the file gives its SOP Instance UID."""
+    store, rows = store_and_labels
+    labelled, unlabelled = label_studies(store, labels_file(tmp_path / "labels.csv", rows, seed))
+    assert unlabelled == []
+    assert [s.features.study_uid for s in labelled] == store.studies["study_uid"].tolist()
+    for study in labelled:
+        assert study.targets.dtype == np.uint8
+        assert study.targets.tolist() == [rows[uid] for uid in study.features.sop_uids]
+        assert study.base_logits is None
+        assert np.array_equal(study.features.features, store.read(study.features.study_uid).features)
+
+
+def test_a_study_with_one_unlabelled_slice_is_left_out_and_named(store_and_labels, tmp_path):
+    """A hole in the truth of a study costs that study, no other, and its UID is told."""
+    store, rows = store_and_labels
+    holes = {store.read(uid).sop_uids[-1] for uid in ("1.2.1", "1.2.3")}
+    kept = {uid: row for uid, row in rows.items() if uid not in holes}
+    labelled, unlabelled = label_studies(store, labels_file(tmp_path / "labels.csv", kept))
+    assert unlabelled == ["1.2.1", "1.2.3"]
+    assert [s.features.study_uid for s in labelled] == ["1.2.0", "1.2.2", "1.2.4"]
+
+
+def test_labels_of_other_slices_do_no_harm(store_and_labels, tmp_path):
+    """A label file may know more slices than the store."""
+    store, rows = store_and_labels
+    more = {f"9.9.{i}": [0] * K for i in range(50)} | rows
+    labelled, unlabelled = label_studies(store, labels_file(tmp_path / "labels.csv", more))
+    assert (len(labelled), unlabelled) == (5, [])
+
+
+# Variation in training
+
+
+def studies_of(lengths: list[int]) -> list[LabelledStudy]:
+    return [numbered(f"s{i}", n) for i, n in enumerate(lengths)]
+
+
+def vary(studies, seed=0, *, thin, reverse):
+    return varied(studies, np.random.default_rng(seed), thin=thin, reverse=reverse)
+
+
+long_and_short = st.lists(st.integers(1, 30), min_size=1, max_size=6)
+shares = st.sampled_from([0.0, 0.5, 1.0])
+
+
+@given(lengths=long_and_short, seed=st.integers(0, 1000), thin=shares, reverse=shares)
+@settings(deadline=None, max_examples=60)
+def test_whatever_is_done_to_a_study_its_rows_stay_whole_and_ascend(lengths, seed, thin, reverse):
+    """Every study is there once; each row keeps its features, UID, labels and logits; positions ascend."""
+    studies = studies_of(lengths)
+    taken = vary(studies, seed, thin=thin, reverse=reverse)
+    assert sorted(s.features.study_uid for s in taken) == sorted(s.features.study_uid for s in studies)
+    for study in taken:
+        numbers = numbers_of(study)
+        assert len(study) == len(numbers) >= 1
+        assert (np.diff(study.features.positions_mm) > 0).all()
+        before = next(s for s in studies if s.features.study_uid == study.features.study_uid)
+        assert study.features.patient_key == before.features.patient_key
+        assert study.features.features.dtype == np.float16
+        assert study.features.positions_mm.dtype == np.float64
+    assert [numbers_of(s) for s in studies] == [list(range(n)) for n in lengths]  # the originals are as they were
+
+
+@given(lengths=long_and_short, seed=st.integers(0, 1000))
+@quick
+def test_thinning_takes_every_second_slice_of_long_studies(lengths, seed):
+    """At probability 1 a study of more than ten keeps its odd or its even slices; shorter ones keep all."""
+    for study in vary(studies_of(lengths), seed, thin=1, reverse=0):
+        slices = lengths[int(study.features.study_uid[1:])]
+        numbers = numbers_of(study)
+        if slices > THIN_FROM:
+            assert numbers in (list(range(0, slices, 2)), list(range(1, slices, 2)))
+        else:
+            assert numbers == list(range(slices))
+
+
+def test_thinning_starts_at_either_slice():
+    """Both halves of a study are seen in training, not always the same one."""
+    starts = [numbers_of(vary([numbered("s", 20)], seed, thin=1, reverse=0)[0])[0] for seed in range(40)]
+    assert {starts.count(0) > 5, starts.count(1) > 5} == {True}
+
+
+@given(lengths=long_and_short, seed=st.integers(0, 1000))
+@quick
+def test_reversing_turns_head_and_feet_round(lengths, seed):
+    """At probability 1 the head comes first: rows descend, distances between them stay as they were."""
+    for study in vary(studies_of(lengths), seed, thin=0, reverse=1):
+        slices = lengths[int(study.features.study_uid[1:])]
+        assert numbers_of(study) == list(range(slices))[::-1]
+        assert np.diff(study.features.positions_mm) == pytest.approx([2.5] * (slices - 1))
+
+
+@given(lengths=long_and_short, seed=st.integers(0, 1000))
+@quick
+def test_at_probability_0_studies_are_only_shuffled(lengths, seed):
+    """With both probabilities at 0 every study comes out as it went in."""
+    studies = studies_of(lengths)
+    for study in vary(studies, seed, thin=0, reverse=0):
+        assert same(study, studies[int(study.features.study_uid[1:])])
+
+
+def test_a_seed_decides_everything_and_seeds_differ():
+    """The same generator gives the same epoch, another gives another; order, halves and ends all vary."""
+    studies = studies_of([20] * 12)
+
+    def epoch(seed):
+        return [(s.features.study_uid, numbers_of(s)) for s in vary(studies, seed, thin=0.5, reverse=0.5)]
+
+    assert epoch(1) == epoch(1)
+    assert epoch(1) != epoch(2)
+    assert [uid for uid, _ in epoch(1)] != [uid for uid, _ in epoch(2)]
+
+
+def test_probabilities_are_kept():
+    """Of many studies about the share asked for is thinned and, independently, reversed."""
+    taken = [numbers_of(s) for s in vary(studies_of([12] * 1000), 0, thin=0.3, reverse=0.6)]
+    thinned = np.array([len(numbers) == 6 for numbers in taken])
+    turned = np.array([numbers[0] > numbers[-1] for numbers in taken])
+    assert thinned.mean() == pytest.approx(0.3, abs=0.05)
+    assert turned.mean() == pytest.approx(0.6, abs=0.05)
+    assert (thinned & turned).mean() == pytest.approx(0.18, abs=0.05)
+
+
+def test_studies_without_base_logits_are_varied_as_well():
+    """Base logits are optional: without them nothing else changes."""
+    (study,) = vary([numbered("s", 20, base=False)], thin=1, reverse=1)
+    assert study.base_logits is None
+    assert len(numbers_of(study)) == 10

@@ -1,0 +1,501 @@
+"""The feature store: what is read is what was written, whole, or it is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from safetensors.numpy import save
+
+from ich_seq import ArtefactError, UsageError
+from ich_seq.files import sha256_file, short_hash
+from ich_seq.reasons import Reason, Unused
+from ich_seq.store import (
+    ENCODER,
+    JOURNAL,
+    MANIFEST,
+    REJECTED,
+    SCHEMA,
+    STUDIES,
+    StoreWriter,
+    StudyFeatures,
+    decode_study,
+    encode_study,
+    open_store,
+    unused_csv,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+FINGERPRINT = "0123456789abcdef"
+GEOMETRY = {"spacing_mm": 5.0, "zones": 2, "tilt_deg": 0.1 + 0.2}
+KILLS = 10
+HERE = Path("a.safetensors")
+
+# Forks children that grow a store and kills them; started afresh, so that forking finds no threads.
+KILLER = f"""
+import os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from ich_seq.store import ENCODER, StoreWriter, StudyFeatures
+root, kills, studies = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+
+def study(i):
+    rng = np.random.default_rng(i)
+    n = 1 + i % 12
+    return StudyFeatures(
+        study_uid=f"1.2.{{i}}", patient_key=f"p{{i // 2}}", sop_uids=tuple(f"1.2.{{i}}.{{k}}" for k in range(n)),
+        positions_mm=rng.normal(size=n).cumsum(), features=rng.normal(size=(n, 64)).astype(np.float16))
+
+def grow():
+    writer = StoreWriter(root, "{FINGERPRINT}")
+    (root / ENCODER).write_bytes(b"weights")
+    for i in range(studies):
+        if not writer.has(f"key{{i}}"):
+            writer.add(f"key{{i}}", study(i), {{"zones": i % 3, "spacing_mm": i / 7, "age": i}}, whole=True)
+    writer.close([f"key{{i}}" for i in range(studies)], b"file\\n", {{"facts": [1, 2]}})
+
+wait = random.Random(0)
+for _ in range(kills):
+    child = os.fork()
+    if child == 0:
+        grow()
+        os._exit(0)
+    time.sleep(wait.uniform(0.005, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(len(list(root.glob("*.safetensors"))), (root / "manifest.json").exists(), flush=True)
+grow()
+"""
+
+
+def study_of(uid: str, slices: int = 3, seed: int = 0, dim: int = 16) -> StudyFeatures:
+    rng = np.random.default_rng([seed, slices])
+    return StudyFeatures(
+        study_uid=uid,
+        patient_key=f"patient of {uid}",
+        sop_uids=tuple(f"{uid}.{i}" for i in range(slices)),
+        positions_mm=rng.normal(size=slices).cumsum(),
+        features=rng.normal(size=(slices, dim)).astype(np.float16),
+    )
+
+
+def assert_equal(a: StudyFeatures, b: StudyFeatures) -> None:
+    assert (a.study_uid, a.patient_key, a.sop_uids) == (b.study_uid, b.patient_key, b.sop_uids)
+    for x, y in ((a.features, b.features), (a.positions_mm, b.positions_mm)):
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        assert x.tobytes() == y.tobytes()
+
+
+def grown(root: Path, studies: list[StudyFeatures], fingerprint: str = FINGERPRINT) -> StoreWriter:
+    """Add studies under their UIDs as keys, those that are missing, as extraction does."""
+    root.mkdir(parents=True, exist_ok=True)
+    writer = StoreWriter(root, fingerprint)
+    for study in studies:
+        if not writer.has(study.study_uid):
+            writer.add(study.study_uid, study, GEOMETRY, whole=True)
+    return writer
+
+
+def closed(root: Path, studies: list[StudyFeatures], fingerprint: str = FINGERPRINT) -> Path:
+    writer = grown(root, studies, fingerprint)
+    (root / ENCODER).write_bytes(b"weights")
+    writer.close([s.study_uid for s in studies], unused_csv([]), {"counts": {"files": 9}})
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in root.iterdir()}
+
+
+def flip(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x40
+    path.write_bytes(data)
+
+
+def file_of(root: Path, uid: str) -> Path:
+    return root / f"{short_hash(uid)}.safetensors"
+
+
+# One study, there and back
+
+text = st.text(max_size=20)
+features = st_numpy.arrays(np.float16, st.tuples(st.integers(0, 12), st.integers(1, 16)))
+
+
+@given(rows=features, uid=text, patient=text, data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_study_comes_back_bit_for_bit(rows, uid, patient, data):
+    """Whatever the numbers (NaN, infinities, -0) and names, encoding and decoding returns them exactly."""
+    n = len(rows)
+    study = StudyFeatures(
+        study_uid=uid,
+        patient_key=patient,
+        sop_uids=tuple(data.draw(st.lists(text, min_size=n, max_size=n))),
+        positions_mm=data.draw(st_numpy.arrays(np.float64, n)),
+        features=rows,
+    )
+    assert_equal(decode_study(encode_study(study), HERE), study)
+
+
+def test_equal_studies_give_equal_bytes():
+    """The same numbers give the same file, however they lie in memory."""
+    study = study_of("1.2", 5)
+    in_columns = replace(study, features=np.asfortranarray(study.features))
+    spread = replace(study, positions_mm=np.repeat(study.positions_mm, 2)[::2])
+    for other in (study_of("1.2", 5), in_columns, spread):
+        assert encode_study(other) == encode_study(study)
+        assert_equal(decode_study(encode_study(other), HERE), study)
+    assert encode_study(replace(study, patient_key="another")) != encode_study(study)
+
+
+def test_a_study_has_the_same_bytes_in_another_process():
+    """No hash seed or memory address finds its way into a file."""
+    code = (
+        "import numpy as np, hashlib; from ich_seq.store import *;"
+        "print(hashlib.sha256(encode_study(StudyFeatures(study_uid='1.2', patient_key='p', sop_uids=('b', 'a'),"
+        "positions_mm=np.arange(2.0), features=np.ones((2, 3), np.float16)))).hexdigest())"
+    )
+    command = [sys.executable, "-c", code]
+    runs = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    ]
+    first, second = (run.communicate(timeout=60)[0] for run in runs)
+    assert len(first.strip()) == 64
+    assert first == second
+
+
+@given(cut=st.floats(0, 1, exclude_max=True))
+@settings(deadline=None, max_examples=40)
+def test_a_truncated_study_file_is_refused(cut):
+    """A file cut anywhere is an ArtefactError that names it, never half a study."""
+    data = encode_study(study_of("1.2"))
+    with pytest.raises(ArtefactError, match=str(HERE)):
+        decode_study(data[: int(len(data) * cut)], HERE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a feature file",
+        save({"features": np.ones((2, 3), np.float16), "positions_mm": np.ones(2)}),
+        save({"features": np.ones((2, 3), np.float16)}, metadata={"ich_seq": '{"study_uid": "1"}'}),
+        save({"weight": np.ones(3)}, metadata={"ich_seq": "no json"}),
+        save({"weight": np.ones(3)}, metadata={"ich_seq": "[]"}),
+    ],
+    ids=["empty", "text", "no metadata", "no positions", "no json", "no names"],
+)
+def test_a_file_of_another_kind_is_refused(data):
+    """A safetensors file that is no study's, or no safetensors file, is an ArtefactError with the remedy."""
+    with pytest.raises(ArtefactError, match="extract the features again"):
+        decode_study(data, HERE)
+
+
+@pytest.mark.parametrize("part", ["features", "positions_mm", "sop_uids"])
+def test_parts_of_different_length_are_refused(part):
+    """Rows without a name or names without a row are never guessed at."""
+    study = study_of("1.2", 4)
+    with pytest.raises(ArtefactError, match="differ in number"):
+        decode_study(encode_study(replace(study, **{part: getattr(study, part)[:-1]})), HERE)
+
+
+# A store that grows
+
+
+def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(tmp_path):
+    """Ten kills at random moments, then one run to the end: every file is byte for byte that of a run in peace."""
+    peace, war = tmp_path / "peace", tmp_path / "war"
+    for root in (peace, war):
+        root.mkdir()
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLER, str(root), str(kills), "150"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for root, kills in ((peace, 0), (war, KILLS))
+    ]
+    _, told = (run.communicate(timeout=120)[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    seen = [line.split() for line in told.splitlines()]
+    assert len(seen) == KILLS
+    assert len({int(count) for count, done in seen if done == "False"}) > 1, f"no kill hit a growing store: {seen}"
+    expected, found = contents(peace), contents(war)
+    assert found.keys() - expected.keys() <= {name for name in found if name.endswith(".partial")}
+    assert [name for name in expected if found.get(name) != expected[name]] == []
+    assert len(open_store(war)) == 150
+
+
+def test_a_resumed_store_is_that_of_one_run(tmp_path):
+    """Stopped after the first study and taken up, or run a second time: index and manifest keep their bytes."""
+    studies = [study_of(f"1.2.{i}", i + 1) for i in range(4)]
+    once = contents(closed(tmp_path / "once", studies))
+    grown(tmp_path / "twice", studies[:1])
+    assert contents(closed(tmp_path / "twice", studies)) == once
+    assert contents(closed(tmp_path / "once", studies)) == once
+
+
+def test_a_study_is_known_by_the_key_of_its_files(tmp_path):
+    """`has` answers for the input key: the same study of changed files is another one, and takes its place."""
+    writer = grown(tmp_path, [study_of("1.2", 3)])
+    assert writer.has("1.2")
+    assert not writer.has("other files")
+    writer.add("other files", study_of("1.2", 5), GEOMETRY, whole=True)
+    (tmp_path / ENCODER).write_bytes(b"weights")
+    writer.close(["other files"], unused_csv([]), {})
+    assert len(open_store(tmp_path).read("1.2").sop_uids) == 5
+
+
+def test_a_replaced_study_is_not_taken_up_under_its_old_key(tmp_path):
+    """After a study was written anew from other files, the next run does not take the new file for the old."""
+    writer = grown(tmp_path, [study_of("1.2", 3)])
+    writer.add("other files", study_of("1.2", 5), GEOMETRY, whole=True)
+    again = StoreWriter(tmp_path, FINGERPRINT)
+    assert again.has("other files")
+    assert not again.has("1.2")
+
+
+def test_a_torn_journal_line_is_a_study_that_never_was(tmp_path):
+    """Cut anywhere within its last line, the journal still knows all studies before it, and only those."""
+    studies = [study_of(f"1.2.{i}") for i in range(3)]
+    grown(tmp_path, studies)
+    journal = (tmp_path / JOURNAL).read_bytes()
+    start = journal[:-1].rindex(b"\n") + 1
+    for end in range(start, len(journal) - 1, 7):
+        (tmp_path / JOURNAL).write_bytes(journal[:end])
+        writer = StoreWriter(tmp_path, FINGERPRINT)
+        assert [writer.has(s.study_uid) for s in studies] == [True, True, False]
+    writer.add(studies[2].study_uid, studies[2], GEOMETRY, whole=True)
+    assert (tmp_path / JOURNAL).read_bytes() == journal
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"null", b"[]", b"7", b'{"key": "a"}', b'{"file": 3}', b"\0" * 200, b"\xff\xfe garbage"],
+    ids=["brace", "null", "list", "number", "no file", "no name", "zeros", "no text"],
+)
+def test_rubbish_in_the_journal_is_passed_over(tmp_path, line):
+    """Whatever a failing disk leaves at the end of the journal, the run goes on with the studies that are whole."""
+    study = study_of("1.2")
+    grown(tmp_path, [study])
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(line + b"\n")
+    writer = StoreWriter(tmp_path, FINGERPRINT)
+    assert writer.has("1.2")
+    writer.add("more", study_of("1.3"), GEOMETRY, whole=True)
+    assert StoreWriter(tmp_path, FINGERPRINT).has("more")
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "removed", "emptied", "longer"])
+def test_a_study_file_that_is_not_as_journalled_is_made_again(tmp_path, harm):
+    """Size and hash decide, not existence: a file that was harmed is written anew, its neighbour is kept."""
+    studies = [study_of("1.2", 6), study_of("1.3", 6)]
+    path = file_of(closed(tmp_path, studies), "1.2")
+    whole = contents(tmp_path)
+    match harm:
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "flipped":
+            flip(path, 400)
+        case "removed":
+            path.unlink()
+        case "emptied":
+            path.write_bytes(b"")
+        case "longer":
+            path.write_bytes(path.read_bytes() + b"\0")
+    writer = StoreWriter(tmp_path, FINGERPRINT)
+    assert not writer.has("1.2")
+    assert writer.has("1.3")
+    closed(tmp_path, studies)
+    assert contents(tmp_path)[path.name] == whole[path.name]
+    assert_equal(open_store(tmp_path).read("1.2"), studies[0])
+
+
+def test_what_another_encoder_made_is_not_taken_up(tmp_path):
+    """Features of another fingerprint are made again, so that no store mixes two encoders."""
+    studies = [study_of("1.2"), study_of("1.3")]
+    closed(tmp_path, studies)
+    assert not StoreWriter(tmp_path, "another encoder").has("1.2")
+    closed(tmp_path, studies[:1], "another encoder")
+    assert open_store(tmp_path).manifest["fingerprint"] == "another encoder"
+    assert not StoreWriter(tmp_path, FINGERPRINT).has("1.2")
+
+
+def test_a_study_that_lost_slices_is_in_the_store_but_tried_again(tmp_path):
+    """What could be read is kept and indexed as not whole; the next run does not take it for finished."""
+    writer = grown(tmp_path, [study_of("1.2")])
+    writer.add("lost", study_of("1.3", 2), GEOMETRY, whole=False)
+    assert not StoreWriter(shutil.copytree(tmp_path, tmp_path / "cut off"), FINGERPRINT).has("lost")
+    (tmp_path / ENCODER).write_bytes(b"weights")
+    writer.close(["1.2", "lost"], unused_csv([]), {})
+    store = open_store(tmp_path)
+    assert dict(zip(store.studies["study_uid"], store.studies["whole"], strict=True)) == {"1.2": True, "1.3": False}
+    assert_equal(store.read("1.3"), study_of("1.3", 2))
+    again = StoreWriter(tmp_path, FINGERPRINT)
+    assert again.has("1.2")
+    assert not again.has("lost")
+
+
+def test_stale_files_are_removed_when_the_store_is_closed(tmp_path):
+    """Studies that are no longer among the input leave the folder and the journal; other files stay."""
+    closed(tmp_path, [study_of("1.2"), study_of("1.3")])
+    (tmp_path / "stray.safetensors").write_bytes(b"1")
+    (tmp_path / "notes.txt").write_bytes(b"mine")
+    closed(tmp_path, [study_of("1.3")])
+    kept = {MANIFEST, STUDIES, REJECTED, ENCODER, JOURNAL, "notes.txt", file_of(tmp_path, "1.3").name}
+    assert contents(tmp_path).keys() == kept
+    assert open_store(tmp_path).studies["study_uid"].tolist() == ["1.3"]
+    assert not StoreWriter(tmp_path, FINGERPRINT).has("1.2")
+
+
+def test_names_on_disk_tell_nothing(tmp_path):
+    """File names come from hashes: no UID, however odd, becomes a path."""
+    closed(tmp_path, [study_of("../../etc/passwd"), study_of("1.2/3\n")])
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert all(set(p.stem) <= set("0123456789abcdef") for p in tmp_path.glob("*.safetensors") if p.name != ENCODER)
+    assert_equal(open_store(tmp_path).read("../../etc/passwd"), study_of("../../etc/passwd"))
+
+
+# A store that is read
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    return closed(tmp_path / "store", [study_of(f"1.2.{i}", i + 1, seed=i) for i in range(4)])
+
+
+def test_rows_are_found_by_uid(store):
+    """Each study is read by its UID and iterated in the order of the index, geometry beside it."""
+    opened = open_store(store)
+    assert len(opened) == 4
+    for i in (2, 0, 3, 1):
+        assert_equal(opened.read(f"1.2.{i}"), study_of(f"1.2.{i}", i + 1, seed=i))
+    assert [s.study_uid for s in opened] == opened.studies["study_uid"].tolist() == [f"1.2.{i}" for i in range(4)]
+    assert opened.studies["slices"].tolist() == [1, 2, 3, 4]
+    assert opened.studies["patient_key"].tolist() == [f"patient of 1.2.{i}" for i in range(4)]
+    for name, value in GEOMETRY.items():
+        assert opened.studies[name].tolist() == [value] * 4
+    assert opened.manifest["schema"] == SCHEMA
+    assert opened.manifest["counts"] == {"files": 9}
+
+
+def test_a_shuffled_index_changes_nothing_but_the_order(tmp_path):
+    """The order in which studies were added is not the identity of their rows."""
+    studies = [study_of(f"1.2.{i}", i + 1, seed=i) for i in range(4)]
+    writer = grown(tmp_path, studies[::-1])
+    (tmp_path / ENCODER).write_bytes(b"weights")
+    writer.close([s.study_uid for s in studies], unused_csv([]), {})
+    opened = open_store(tmp_path)
+    assert [s.study_uid for s in opened] == [s.study_uid for s in studies]
+    for study in studies:
+        assert_equal(opened.read(study.study_uid), study)
+
+
+def test_the_manifest_holds_the_hashes_of_what_lies_beside_it(store):
+    """Anyone can check a store with sha256sum: manifest for the tables and the encoder, index for the studies."""
+    manifest = json.loads((store / MANIFEST).read_text())
+    assert manifest["files"] == {name: sha256_file(store / name) for name in (STUDIES, REJECTED, ENCODER)}
+    for row in pd.read_parquet(store / STUDIES).itertuples():
+        assert row.sha256 == sha256_file(store / row.file)
+        assert row.bytes == (store / row.file).stat().st_size
+
+
+def test_an_unfinished_store_is_refused_with_the_remedy(tmp_path):
+    """A folder that was begun but not finished says so and how to finish it; any other folder is no store."""
+    grown(tmp_path, [study_of("1.2")])
+    with pytest.raises(UsageError, match=r"run extract-features again"):
+        open_store(tmp_path)
+    for other in (tmp_path / "absent", ROOT / "tests"):
+        with pytest.raises(UsageError, match="is not a feature store") as refusal:
+            open_store(other)
+        assert "again" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [STUDIES, REJECTED])
+@pytest.mark.parametrize("at", [0, 20, -1])
+def test_a_flipped_byte_in_a_table_is_refused(store, name, at):
+    """A changed index or list of rejected files is found when the store is opened, and named."""
+    flip(store / name, at)
+    with pytest.raises(ArtefactError, match=name):
+        open_store(store)
+
+
+@pytest.mark.parametrize("name", [STUDIES, REJECTED])
+def test_a_table_that_is_gone_is_refused(store, name):
+    """A missing table is named, with the remedy."""
+    (store / name).unlink()
+    with pytest.raises(ArtefactError, match=name):
+        open_store(store)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        '{"schema": "ich-seq features 2"}',
+        '{"schema": "ich-seq bundle 1"}',
+        json.dumps({"schema": SCHEMA}),
+        json.dumps({"schema": SCHEMA, "files": {}}),
+        json.dumps({"schema": SCHEMA, "files": []}),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(store, text):
+    """No JSON, another schema, or a manifest that does not vouch for the index: an ArtefactError that names it."""
+    (store / MANIFEST).write_text(text)
+    with pytest.raises(ArtefactError, match=MANIFEST):
+        open_store(store)
+
+
+@pytest.mark.parametrize("at", [0, 9, 60, -1])
+def test_a_study_whose_bytes_were_changed_is_refused(store, at):
+    """One flipped bit in a study's file, names or numbers, is found when it is read, by UID or in turn."""
+    flip(file_of(store, "1.2.2"), at)
+    opened = open_store(store)
+    with pytest.raises(ArtefactError, match="SHA-256"):
+        opened.read("1.2.2")
+    with pytest.raises(ArtefactError, match="SHA-256"):
+        list(opened)
+    assert_equal(opened.read("1.2.1"), study_of("1.2.1", 2, seed=1))
+
+
+def test_exchanged_study_files_are_refused(store):
+    """A sound file in another study's place is not taken for it."""
+    a, b = file_of(store, "1.2.0"), file_of(store, "1.2.1")
+    data = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(data)
+    with pytest.raises(ArtefactError, match="SHA-256"):
+        open_store(store).read("1.2.0")
+
+
+def test_a_study_file_that_is_gone_is_refused(store):
+    """A missing study file is named, with the remedy."""
+    file_of(store, "1.2.0").unlink()
+    with pytest.raises(ArtefactError, match="extract the features again"):
+        open_store(store).read("1.2.0")
+
+
+def test_the_list_of_unused_files_tells_fate_and_reason():
+    """One row a file, in the order given; names that are no Unicode come out as the bytes they are."""
+    name = b"slice-\xff.dcm".decode("utf-8", "surrogateescape")
+    told = unused_csv([Unused("a, b.dcm", Reason.NOT_CT, "An MR."), Unused(name, Reason.DECODE, "Broken.")])
+    assert told == (
+        b'file,fate,reason,detail\n"a, b.dcm",excluded,not_ct,An MR.\nslice-\xff.dcm,rejected,decode,Broken.\n'
+    )
+    assert unused_csv([]) == b"file,fate,reason,detail\n"

@@ -71,6 +71,9 @@ def save_bundle(
 ) -> None:
     """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
     write_bytes(root / ENCODER, encoder_weights)
+    (root / CARD).unlink(missing_ok=True)  # an older bundle in this folder is none from here on
+    for stale in root.glob("rnn-*.safetensors"):
+        stale.unlink()
     rnns = []
     for k, model in enumerate(models):
         file = f"rnn-{k}.safetensors"
@@ -98,23 +101,33 @@ def load_bundle(root: Path, device: torch.device) -> Bundle:
     if card.get("labels") != list(LABELS):
         raise ArtefactError(f"{path}: the labels are {card.get('labels')}, this version has {list(LABELS)}.")
     try:
+        if not card["rnn"]["files"] or card["encoder"]["dim"] != card["rnn"]["dim"]:
+            raise ValueError("no sequence model for embeddings of the encoder's width")
         return Bundle(
             encoder=_encoder(root, card["encoder"]).to(device),
             models=tuple(_model(root, card["rnn"], entry).to(device) for entry in card["rnn"]["files"]),
             card=card,
         )
-    except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError, ValidationError) as error:
         raise ArtefactError(f"{path} does not describe the files beside it ({error}); train again.") from error
 
 
 def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
+    _hash(described["sha256"])
     spec = EncoderSpec.from_json({k: v for k, v in described.items() if k not in ("file", "file_sha256")})
     return load_encoder(spec, root / _plain_name(described["file"]))
 
 
+def _hash(value: Any) -> str:
+    """Return a SHA-256 of a card; a card without one vouches for nothing."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no SHA-256")
+    return value
+
+
 def _model(root: Path, described: dict[str, Any], entry: dict[str, str]) -> SequenceModel:
     model = SequenceModel(described["dim"], Rnn.model_validate(described["config"]))
-    model.load_state_dict(read_tensors(root / _plain_name(entry["file"]), entry["sha256"]))
+    model.load_state_dict(read_tensors(root / _plain_name(entry["file"]), _hash(entry["sha256"])))
     return model.eval().requires_grad_(False)
 
 

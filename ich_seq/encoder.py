@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,24 +103,27 @@ def build_encoder(config: Config) -> SliceEncoder:
         neighbours=slices.neighbours,
         mean=tuple(cfg.get("mean", (0.5,))),
         std=tuple(cfg.get("std", (0.5,))),
-        dim=_width(network, channels, slices.size),
+        dim=_width(network, chosen.arch, channels, slices.size),
     )
     return _ready(network, spec)
 
 
 def _network(arch: str, channels: int) -> nn.Module:
-    try:
-        return timm.create_model(arch, pretrained=False, num_classes=0, in_chans=channels)
-    except RuntimeError as error:
-        near = ", ".join(timm.list_models(f"*{arch[:8]}*")[:5])
-        raise UsageError(f"timm knows no network {arch!r}{f'; near it are {near}' if near else ''}.") from error
+    if not timm.is_model(arch):
+        near = ", ".join(difflib.get_close_matches(arch, timm.list_models(), n=5))
+        raise UsageError(f"timm knows no network {arch!r}{f'; near it are {near}' if near else ''}.")
+    network: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=channels)
+    return network
 
 
-def _width(network: nn.Module, channels: int, size: int) -> int:
+def _width(network: nn.Module, arch: str, channels: int, size: int) -> int:
     """Return D as a real forward pass has it; `num_features` lies for some networks."""
     network.eval()
-    with torch.inference_mode():
-        return int(network(torch.zeros(1, channels, size, size)).flatten(1).shape[1])
+    try:
+        with torch.inference_mode():
+            return int(network(torch.zeros(1, channels, size, size)).flatten(1).shape[1])
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(f"{arch} cannot take slices of {size} x {size} ({error}); change slices.size.") from error
 
 
 def _ready(network: nn.Module, spec: EncoderSpec) -> SliceEncoder:

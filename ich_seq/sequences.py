@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -66,7 +67,7 @@ def label_studies(store: FeatureStore, labels: SliceLabels) -> tuple[list[Labell
     known = labels.table.index
     labelled, unlabelled = [], []
     for study in store:
-        if known.isin(study.sop_uids).sum() != len(study.sop_uids):
+        if (known.get_indexer(pd.Index(study.sop_uids)) < 0).any():
             unlabelled.append(study.study_uid)
             continue
         labelled.append(LabelledStudy(features=study, targets=labels.targets(list(study.sop_uids))))

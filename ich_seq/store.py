@@ -63,7 +63,7 @@ def encode_study(study: StudyFeatures) -> bytes:
     """Return the bytes of a study's file; equal studies give equal bytes."""
     header = {"study_uid": study.study_uid, "patient_key": study.patient_key, "sop_uids": list(study.sop_uids)}
     return save_arrays(
-        {"features": np.ascontiguousarray(study.features), "positions_mm": study.positions_mm},
+        {"features": np.ascontiguousarray(study.features), "positions_mm": np.ascontiguousarray(study.positions_mm)},
         metadata={HEADER_KEY: json.dumps(header, sort_keys=True)},
     )
 
@@ -103,7 +103,7 @@ class StoreWriter:
     def _finished(self) -> Iterator[dict[str, Any]]:
         """Yield the journalled studies whose file is whole; a torn last line is one that never was."""
         journal = self.root / JOURNAL
-        for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else ():
             try:
                 row = json.loads(line)
                 path = self.root / row["file"]
@@ -118,7 +118,7 @@ class StoreWriter:
         write_bytes(self.root / JOURNAL, "".join(lines).encode())
 
     def has(self, key: str) -> bool:
-        """Tell whether the study of these input files is in the store, whole."""
+        """Tell whether the study of these input files is in the store."""
         return key in self._rows
 
     def add(self, key: str, study: StudyFeatures, geometry: dict[str, Any], *, whole: bool) -> None:
@@ -202,9 +202,11 @@ def open_store(root: Path) -> FeatureStore:
         begun = " It was begun: run extract-features again to finish it." if (root / JOURNAL).exists() else ""
         raise UsageError(f"{root} is not a feature store: it has no {MANIFEST}.{begun}")
     manifest = read_manifest(path, SCHEMA)
-    for name, sha256 in manifest["files"].items():
-        if name != ENCODER:
-            _checked_bytes(root / name, sha256)
+    hashes = manifest.get("files")
+    if not isinstance(hashes, dict) or not {STUDIES, REJECTED, ENCODER} <= hashes.keys():
+        raise ArtefactError(f"{path} does not vouch for the files beside it; extract the features again.")
+    for name in (STUDIES, REJECTED, ENCODER):
+        _checked_bytes(root / name, hashes[name])
     return FeatureStore(root=root, manifest=manifest, studies=pd.read_parquet(root / STUDIES))
 
 
@@ -233,5 +235,5 @@ def _checked_bytes(path: Path, sha256: str) -> bytes:
 def unused_csv(unused: Iterable[Unused]) -> bytes:
     """Return `rejected.csv`: file, fate (excluded or rejected), reason code, detail with the remedy."""
     rows = [(u.file, u.fate, str(u.reason), u.detail) for u in unused]
-    table = pd.DataFrame(rows, columns=["file", "fate", "reason", "detail"])
+    table = pd.DataFrame(rows, columns=["file", "fate", "reason", "detail"], dtype=object)
     return table.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def _load_into(network: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
     wanted = network.state_dict()
     stem = next(iter(wanted))
     if stem in tensors and tensors[stem].shape != wanted[stem].shape:
-        tensors[stem] = timm.models.adapt_input_conv(wanted[stem].shape[1], tensors[stem])
+        with suppress(NotImplementedError):  # not from three channels: refused below
+            tensors[stem] = timm.models.adapt_input_conv(wanted[stem].shape[1], tensors[stem])
     wrong = [n for n, t in wanted.items() if n not in tensors or tensors[n].shape != t.shape]
     if wrong:
         raise ArtefactError(f"{what} do not fit the network: {len(wrong)} tensors absent or misshapen ({wrong[0]}).")

@@ -1,19 +1,18 @@
 # make demo   everything once on synthetic studies, in minutes
 # make test   the quick tests            make test-slow   the others
-# make lint   formatting, lint, types    make check       all of the above
+# make lint   formatting, lint, types    make check       these three
 #
 # Needs Python 3.11 or newer, pip and make; the first target makes .venv and installs into it.
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
-OUT ?= build/demo
 
 .PHONY: demo test test-slow lint check clean
 
 demo: $(READY)
 	rm -rf build/demo
-	$(VENV)/bin/ich-seq demo --out $(OUT)
+	$(VENV)/bin/ich-seq demo --out build/demo
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -q -m "not slow"

@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 POSITION_BINS = 20
 MAX_FIT_SLICES = 20_000
-"""A linear fit on more slices gains nothing that matters and takes long."""
+"""A fit on more would take minutes a label; drawn at random, so a rare label has few positives among them."""
 
 MAX_ROUNDS = 1000
 

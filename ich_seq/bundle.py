@@ -13,19 +13,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from scipy.special import expit
 
 from ich_seq import ArtefactError, UsageError, __version__
+from ich_seq.calibration import blend
 from ich_seq.config import Rnn
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
-from ich_seq.files import sha256_bytes, write_bytes, write_json
+from ich_seq.files import sha256_file, write_bytes, write_json
 from ich_seq.labels import LABELS
-from ich_seq.model import SequenceModel
+from ich_seq.model import SequenceModel, ensemble_logits
 from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import read_tensors, write_tensors
@@ -40,25 +42,35 @@ INTENDED_USE = (
 )
 
 
+class Shares(NamedTuple):
+    """The share of the sequence model in each label's blend, (K,), for slices and for studies."""
+
+    slices: NDArray[np.float64]
+    studies: NDArray[np.float64]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """A loaded bundle, its networks in eval mode on one device, and its card as plain values."""
+    """A loaded bundle, its networks in eval mode on one device, and its card as plain values and by SHA-256."""
 
     encoder: SliceEncoder
     models: tuple[SequenceModel, ...]
+    shares: Shares
     card: dict[str, Any]
+    card_sha256: str
 
-    @torch.inference_mode()
     def predict(self, study: StudyFeatures) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the probabilities of one study's slices, (N, K), and of the study, (K,).
 
         A study is always run by itself, so nothing else in a batch can touch it.
         """
         batch = collate([study]).to(next(self.encoder.parameters()).device)
-        said = [model(batch.features, batch.positions_mm, batch.lengths) for model in self.models]
-        slices = torch.stack([logits.slices[0] for logits in said]).double().mean(dim=0)
-        studies = torch.stack([logits.studies[0] for logits in said]).double().mean(dim=0)
-        return slices.sigmoid().cpu().numpy(), studies.sigmoid().cpu().numpy()
+        base, refined = ensemble_logits(self.models, batch.features, batch.positions_mm, batch.lengths)
+        slices, studies = (
+            expit(blend(b[0].cpu().double().numpy(), r[0].cpu().double().numpy(), share))
+            for b, r, share in zip(base, refined, self.shares, strict=True)
+        )
+        return slices, studies
 
 
 def save_bundle(
@@ -67,13 +79,12 @@ def save_bundle(
     encoder: EncoderSpec,
     encoder_weights: bytes,
     models: Sequence[SequenceModel],
+    shares: Shares,
     facts: dict[str, Any],
 ) -> None:
     """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
+    _forget(root)
     write_bytes(root / ENCODER, encoder_weights)
-    (root / CARD).unlink(missing_ok=True)  # an older bundle in this folder is none from here on
-    for stale in root.glob("rnn-*.safetensors"):
-        stale.unlink()
     rnns = []
     for k, model in enumerate(models):
         file = f"rnn-{k}.safetensors"
@@ -83,11 +94,20 @@ def save_bundle(
         "version": __version__,
         "intended_use": INTENDED_USE,
         "labels": list(LABELS),
-        "encoder": asdict(encoder) | {"file": ENCODER, "file_sha256": sha256_bytes(encoder_weights)},
+        "encoder": asdict(encoder) | {"file": ENCODER},
         "rnn": {"dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
+        "blend": {name: share.tolist() for name, share in shares._asdict().items()},
         **facts,
     }
     write_json(root / CARD, card)
+
+
+def _forget(root: Path) -> None:
+    """Make an older bundle in this folder none from here on, and remove its sequence models."""
+    if (root / CARD).exists():
+        (root / CARD).unlink()
+        for stale in root.glob("rnn-*.safetensors"):
+            stale.unlink()
 
 
 def load_bundle(root: Path, device: torch.device) -> Bundle:
@@ -106,19 +126,30 @@ def load_bundle(root: Path, device: torch.device) -> Bundle:
         return Bundle(
             encoder=_encoder(root, card["encoder"]).to(device),
             models=tuple(_model(root, card["rnn"], entry).to(device) for entry in card["rnn"]["files"]),
+            shares=Shares(*(_shares(card["blend"][name]) for name in Shares._fields)),
             card=card,
+            card_sha256=sha256_file(path),
         )
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError, ValidationError) as error:
         raise ArtefactError(f"{path} does not describe the files beside it ({error}); train again.") from error
 
 
 def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
-    _hash(described["sha256"])
-    spec = EncoderSpec.from_json({k: v for k, v in described.items() if k not in ("file", "file_sha256")})
+    _vouched(described["sha256"])
+    spec = EncoderSpec.from_json({k: v for k, v in described.items() if k != "file"})
     return load_encoder(spec, root / _plain_name(described["file"]))
 
 
-def _hash(value: Any) -> str:
+def _shares(values: list[float]) -> NDArray[np.float64]:
+    if not all(type(value) is float for value in values):
+        raise TypeError("shares are numbers")
+    shares = np.array(values, np.float64)
+    if shares.shape != (len(LABELS),) or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"{values} are no shares of six labels")
+    return shares
+
+
+def _vouched(value: Any) -> str:
     """Return a SHA-256 of a card; a card without one vouches for nothing."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no SHA-256")
@@ -127,7 +158,7 @@ def _hash(value: Any) -> str:
 
 def _model(root: Path, described: dict[str, Any], entry: dict[str, str]) -> SequenceModel:
     model = SequenceModel(described["dim"], Rnn.model_validate(described["config"]))
-    model.load_state_dict(read_tensors(root / _plain_name(entry["file"]), _hash(entry["sha256"])))
+    model.load_state_dict(read_tensors(root / _plain_name(entry["file"]), _vouched(entry["sha256"])))
     return model.eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -18,15 +18,19 @@ from ich_seq import IchSeqError, __version__
 
 if TYPE_CHECKING:
     from ich_seq.config import Config
-    from ich_seq.extraction import Counts
+    from ich_seq.extraction import ExtractionSummary
+    from ich_seq.prediction import PredictionSummary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 EXIT_DONE, EXIT_SOME_REJECTED, EXIT_INTERRUPTED = 0, 3, 130
+MAX_NAMED = 3
+"""How many studies are named on the terminal; --json names all."""
+
 EXIT_CODES = """\b
 Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be meant;
 3 done, but some files were rejected (see rejected.csv); 4 nothing usable;
-5 output or disk; 130, 143 interrupted, run again to resume."""
+5 output or disk; 130, 143 interrupted."""
 
 
 class Refusal(click.ClickException):
@@ -47,7 +51,10 @@ class Commands(click.Group):
         except IchSeqError as refusal:
             raise Refusal(refusal) from refusal
         except KeyboardInterrupt:
-            click.echo("Interrupted; run the same command again to go on.", err=True)
+            click.echo(
+                "Interrupted. Run extract-features again to go on where it ended; other commands start afresh.",
+                err=True,
+            )
             ctx.exit(EXIT_INTERRUPTED)
 
 
@@ -124,12 +131,7 @@ def extract_features(
 
     with shown(quiet=quiet) as progress:
         summary = run(dicom, out, _config(config_file, overrides), device=device, workers=workers, progress=progress)
-    _finish(
-        as_json,
-        {"out": str(out), "studies": summary.studies, **_counted(summary.counts)},
-        f"{summary.studies} studies, {summary.counts.used} slices -> {out}",
-        summary.counts,
-    )
+    _finish_reading(summary, as_json=as_json)
 
 
 @cli.command()
@@ -163,12 +165,18 @@ def train_rnn(
     with shown(quiet=quiet) as progress:
         summary = run(features, labels, out, _config(config_file, overrides), device=device, progress=progress)
     if summary.unlabelled:
-        named = ", ".join(summary.unlabelled[:3])
-        click.echo(
-            f"Left out, as slices of theirs have no labels: {len(summary.unlabelled)} studies ({named}).", err=True
-        )
-    result = {"out": str(out), "studies": summary.studies, "figures": summary.figures}
-    _finish(as_json, result, f"{table(summary.figures)}\n{summary.studies} studies -> {out}")
+        named = ", ".join(summary.unlabelled[:MAX_NAMED]) + (" ..." if len(summary.unlabelled) > MAX_NAMED else "")
+        click.echo(f"Left out for want of labels: {len(summary.unlabelled)} studies ({named}).", err=True)
+    if summary.duplicate_label_rows:
+        click.echo(f"Label rows that only repeat another: {summary.duplicate_label_rows}.", err=True)
+    result = {
+        "out": str(out),
+        "studies": summary.studies,
+        "unlabelled": summary.unlabelled,
+        "duplicate_label_rows": summary.duplicate_label_rows,
+        "figures": summary.figures,
+    }
+    _finish(result, f"{table(summary.figures)}\n{summary.studies} studies -> {out}", as_json=as_json)
 
 
 @cli.command()
@@ -191,12 +199,7 @@ def predict(dicom: Path, bundle: Path, out: Path, device: str, workers: int | No
 
     with shown(quiet=quiet) as progress:
         summary = run(dicom, bundle, out, device=device, workers=workers, progress=progress)
-    _finish(
-        as_json,
-        {"out": str(out), "studies": summary.studies, **_counted(summary.counts)},
-        f"{summary.studies} studies, {summary.counts.used} slices -> {out}",
-        summary.counts,
-    )
+    _finish_reading(summary, as_json=as_json)
 
 
 @cli.command()
@@ -219,7 +222,8 @@ def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, q
     with shown(quiet=quiet) as progress:
         summary = run_demo(out, studies=studies, seed=seed, device=device, workers=workers, progress=progress)
     text = f"{table(summary.figures)}\n\n{summary.explanation}"
-    _finish(as_json, {"out": str(out), "figures": summary.figures, "explanation": summary.explanation}, text)
+    result = {"out": str(out), "figures": summary.figures, "explanation": summary.explanation}
+    _finish(result, text, as_json=as_json)
 
 
 def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
@@ -228,23 +232,26 @@ def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
     return load_config(path, overrides)
 
 
-def _counted(counts: Counts) -> dict[str, Any]:
+def _finish_reading(summary: ExtractionSummary | PredictionSummary, *, as_json: bool) -> NoReturn:
+    """Print what became of the input; end with 3 if files were rejected, with the reasons on stderr."""
     from dataclasses import asdict
 
-    return asdict(counts)
-
-
-def _finish(as_json: bool, result: dict[str, Any], text: str, counts: Counts | None = None) -> None:
-    """Print the result; end with 3 if files were rejected, naming the reasons on stderr."""
-    click.echo(json.dumps(result, indent=2) if as_json else text)
-    if counts is not None and counts.reasons:
+    counts = summary.counts
+    if counts.reasons:
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
         click.echo(
             f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected ({reasons}); "
-            "rejected.csv lists each.",
+            f"{summary.out / 'rejected.csv'} lists each.",
             err=True,
         )
-    sys.exit(EXIT_SOME_REJECTED if counts is not None and counts.rejected else EXIT_DONE)
+    result = {"out": str(summary.out), "studies": summary.studies, **asdict(counts)}
+    _finish(result, f"{summary.studies} studies, {counts.used} slices -> {summary.out}", as_json=as_json)
+    sys.exit(EXIT_SOME_REJECTED if counts.rejected else EXIT_DONE)
+
+
+def _finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print the result, the one thing that goes to stdout."""
+    click.echo(json.dumps(result, indent=2) if as_json else text)
 
 
 def main() -> None:

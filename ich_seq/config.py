@@ -62,6 +62,7 @@ class Rnn(Section):
 class Train(Section):
     """How the sequence model is trained."""
 
+    unseen_by_encoder: bool = False
     folds: int = Field(default=5, ge=3)
     seed: int = 0
     epochs: int = Field(default=40, ge=1)
@@ -98,7 +99,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        source = str(path) if path is not None else "the settings"
+        source = " and ".join(([str(path)] if path else []) + (["--set"] if overrides else [])) or "the settings"
         raise UsageError("\n".join(f"{source}: {_sentence(e)}" for e in error.errors())) from None
 
 

@@ -98,4 +98,4 @@ def _judge_new(predictions: Sequence[StudyPrediction], labels: Path, seed: int) 
         slices=np.concatenate([p.slice_probabilities for p in predictions]),
         studies=np.stack([p.study_probabilities for p in predictions]),
     )
-    return judge({"rnn, new studies": said}, truth, seed=seed)
+    return judge({"blend, new studies": said}, truth, seed=seed)

@@ -7,8 +7,8 @@ code; a file is never repaired by guessing.
 from __future__ import annotations
 
 import math
-import os
 import stat
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -118,12 +118,16 @@ TAGS = [
     "PixelSpacing",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
     "RescaleIntercept",
     "RescaleSlope",
 ]
 """All that is ever read of a header; names, dates and other patient text are not."""
+
+PYDICOM_STATE = threading.Lock()
+"""pydicom's validation and Python's warning filters are the process's own; two threads must not swap them at once."""
 
 TAG_NUMBERS = [
     number for keyword in ("SpecificCharacterSet", *TAGS) if (number := tag_for_keyword(keyword)) is not None
@@ -172,11 +176,11 @@ def read_header(path: Path, file: str) -> SliceHeader | Unused:
     is wrong comes back as `Unused`.
     """
     try:
-        with pydicom_config.disable_value_validation(), warnings.catch_warnings():
+        with PYDICOM_STATE, pydicom_config.disable_value_validation(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # RSNA's UIDs are no UIDs, others misspell character sets: no faults
             return _read_header(path, file)
     except Refused as refusal:
-        return Unused(file, refusal.reason, refusal.detail)
+        return refusal.verdict(file)
     except OSError as error:
         return Unused(file, Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.")
     except Exception as error:  # whatever a parser makes of hostile bytes is a verdict on this file
@@ -185,16 +189,22 @@ def read_header(path: Path, file: str) -> SliceHeader | Unused:
 
 def _read_header(path: Path, file: str) -> SliceHeader:
     status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise Refused(Reason.UNREADABLE, "The folder cannot be listed; its files are not counted.")
     if not stat.S_ISREG(status.st_mode):
         raise Refused(Reason.NOT_REGULAR, "Not a regular file (pipe, socket or device).")
     with path.open("rb") as stream:
         _seek_dataset(stream, path)
         syntax = _read_syntax(stream)
         dataset = _parse(stream, syntax)
-        _check_kind(dataset)
-        header = _slice_header(dataset, path, file, syntax)
-        header = replace(header, file_bytes=status.st_size, modified_ns=status.st_mtime_ns)
-        return _locate_pixels(header, stream)
+        try:
+            _check_kind(dataset)
+            header = _slice_header(dataset, path, file, syntax)
+            header = replace(header, file_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+            return _locate_pixels(header, stream)
+        except Refused as refusal:
+            refusal.study_uid = _text(dataset, "StudyInstanceUID")
+            raise
 
 
 def _seek_dataset(stream: BinaryIO, path: Path) -> None:
@@ -277,7 +287,7 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str) -> Slice
         spacing_mm=_spacing(dataset),
         bits_stored=bits_stored,
         signed=signed,
-        padding=_padding(dataset, signed),
+        padding=_padding(dataset, bits_stored, signed),
         slope=slope,
         intercept=intercept,
         pixel_offset=-1,
@@ -304,6 +314,8 @@ def _pixel_format(dataset: Dataset) -> tuple[int, bool]:
         raise Refused(Reason.PIXEL_FORMAT, "Colour pixels cannot hold Hounsfield units.")
     allocated, stored = _required_whole(dataset, "BitsAllocated"), _required_whole(dataset, "BitsStored")
     representation = _required_whole(dataset, "PixelRepresentation")
+    if _whole(dataset, "HighBit", stored - 1) != stored - 1:
+        raise Refused(Reason.PIXEL_FORMAT, "The stored bits are not the lowest ones (HighBit), as CT has them.")
     if allocated != MAX_BITS or not MIN_BITS <= stored <= MAX_BITS or representation not in (0, 1):
         raise Refused(
             Reason.PIXEL_FORMAT,
@@ -323,12 +335,14 @@ def _rescale(dataset: Dataset) -> tuple[float, float]:
     return slope, intercept
 
 
-def _padding(dataset: Dataset, signed: bool) -> int | None:
-    """Return the padding value as the pixels store it; some writers give it the other signedness."""
+def _padding(dataset: Dataset, bits_stored: int, signed: bool) -> int | None:
+    """Return the padding value as the stored bits hold it; some writers give it the other signedness."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return None
-    return int(np.array(value & 0xFFFF, np.uint16).astype(np.int16 if signed else np.uint16))
+    spare = MAX_BITS - bits_stored
+    shifted = np.array((value << spare) & 0xFFFF, np.uint16).astype(np.int16 if signed else np.uint16)
+    return int(shifted >> spare)
 
 
 def _position(dataset: Dataset) -> tuple[float, float, float]:
@@ -444,20 +458,3 @@ def _numbers(dataset: Dataset, keyword: str, count: int, reason: Reason) -> tupl
     if len(numbers) != count or not all(math.isfinite(n) for n in numbers):
         raise Refused(reason, f"{keyword} is not {count} finite number{'s' if count > 1 else ''}.")
     return numbers
-
-
-def list_files(root: Path) -> list[Path]:
-    """Return every file below a folder (or the file itself), sorted by name, links followed but no loop twice."""
-    if not root.is_dir():
-        return [root]
-    found: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()  # which of several links to a folder is followed must not depend on the disk
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        found.extend(Path(folder, name) for name in names)
-    return sorted(found)

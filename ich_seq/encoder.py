@@ -20,7 +20,10 @@ from ich_seq.weights import fill, read_tensors, tensor_bytes, write_tensors
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSpec:
-    """All that decides an embedding but the weights' values, whose SHA-256 it holds. Plain JSON values."""
+    """All that decides an embedding but the weights' values, whose SHA-256 it holds. Plain JSON values.
+
+    `batch_size`, slices in a forward pass, is part of it since it can move the last bit.
+    """
 
     arch: str
     weights: str
@@ -32,6 +35,7 @@ class EncoderSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dim: int
+    batch_size: int
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +108,7 @@ def build_encoder(config: Config) -> SliceEncoder:
         mean=tuple(cfg.get("mean", (0.5,))),
         std=tuple(cfg.get("std", (0.5,))),
         dim=_width(network, chosen.arch, channels, slices.size),
+        batch_size=config.extract.batch_size,
     )
     return _ready(network, spec)
 
@@ -145,9 +150,9 @@ def load_encoder(spec: EncoderSpec, path: Path) -> SliceEncoder:
 
 
 @torch.inference_mode()
-def embed(encoder: SliceEncoder, hu: Tensor, *, batch_size: int) -> Tensor:
-    """Embed the N sorted slices of one study, (N, S, S) HU on any device, as (N, D) float32 on the CPU."""
+def embed(encoder: SliceEncoder, hu: Tensor) -> Tensor:
+    """Embed the N sorted slices of one study, (N, S, S) HU on the CPU, as (N, D) float32 on the CPU."""
     device = next(encoder.parameters()).device
-    hu = hu.to(device, non_blocking=True)
+    hu = hu.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else hu.to(device)
     stacked = windows.with_neighbours(hu, encoder.spec.neighbours)
-    return torch.cat([encoder(part).cpu() for part in torch.split(stacked, batch_size)])
+    return torch.cat([encoder(part).cpu() for part in torch.split(stacked, encoder.spec.batch_size)])

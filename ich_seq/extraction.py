@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_seq import NothingUsableError, windows
+from ich_seq import NothingUsableError, __version__, windows
 from ich_seq.config import Config
 from ich_seq.devices import choose_device
 from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, embed, save_encoder
 from ich_seq.files import locked_folder, short_hash, write_bytes
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.progress import Progress, silent
-from ich_seq.reasons import Refused, Unused
-from ich_seq.store import ENCODER, REJECTED, StoreWriter, StudyFeatures, unused_csv
-from ich_seq.studies import Findings, Study, find_studies
+from ich_seq.reasons import Refused, Unused, unused_csv
+from ich_seq.store import ENCODER, REJECTED, StoreWriter, StudyFeatures
+from ich_seq.studies import Findings, Geometry, Study, check_input, common_normal, describe, find_studies
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,10 +51,14 @@ class ExtractionSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedStudy:
-    """A study after the encoder: its features (None if no slice could be read) and the slices lost."""
+    """A study after the encoder: its features (None if no slice could be read) and the slices lost.
+
+    `geometry` is that of the slices that are left.
+    """
 
     study: Study
     features: StudyFeatures | None
+    geometry: Geometry
     refused: tuple[Unused, ...]
 
 
@@ -75,14 +79,20 @@ def extract_features(
     """
     root, out, config = Path(root), Path(out), config or Config()
     workers = default_workers() if workers is None else workers
-    encoder = build_encoder(config).to(choose_device(device))
+    check_input(root)
+    processor = choose_device(device)
+    encoder = build_encoder(config).to(processor)
     with locked_folder(out):
-        findings = find_studies(root, workers=workers, progress=progress)
-        writer = StoreWriter(out, encoder.spec.fingerprint)
+        findings = find_studies(root, skip=out, workers=workers, progress=progress)
+        writer = StoreWriter(out, _fingerprint(encoder.spec, processor))
         save_encoder(encoder, out / ENCODER)
-        refused = _grow(writer, findings, encoder, config.extract.batch_size, workers, progress)
-        counts = _close(writer, findings, refused, encoder.spec)
-    return ExtractionSummary(out=out, studies=len(findings.studies), counts=counts)
+        refused = _grow(writer, findings, encoder, workers, progress)
+        return _close(writer, findings, refused, encoder.spec)
+
+
+def _fingerprint(spec: EncoderSpec, device: torch.device) -> str:
+    """Return 16 hex digits that differ if any byte of a study's file could: another release may read otherwise."""
+    return short_hash(" ".join([spec.fingerprint, __version__, torch.__version__, device.type]))
 
 
 def default_workers() -> int:
@@ -91,16 +101,16 @@ def default_workers() -> int:
 
 
 def _grow(
-    writer: StoreWriter, findings: Findings, encoder: SliceEncoder, batch_size: int, workers: int, progress: Progress
+    writer: StoreWriter, findings: Findings, encoder: SliceEncoder, workers: int, progress: Progress
 ) -> list[Unused]:
     """Bring every study that is not there yet into the store; return the slices that could not be read."""
     missing = [study for study in findings.studies if not writer.has(_input_key(study))]
     refused: list[Unused] = []
     done = len(findings.studies) - len(missing)
-    for embedded in embed_studies(missing, encoder, batch_size=batch_size, workers=workers):
+    for embedded in embed_studies(missing, encoder, workers=workers):
         refused.extend(embedded.refused)
         if embedded.features is not None:
-            key, geometry = _input_key(embedded.study), asdict(embedded.study.geometry)
+            key, geometry = _input_key(embedded.study), asdict(embedded.geometry)
             writer.add(key, embedded.features, geometry, whole=not embedded.refused)
         done += 1
         progress("embedding studies", done, len(findings.studies))
@@ -112,17 +122,17 @@ def _input_key(study: Study) -> str:
     return short_hash(repr([(h.file, h.sop_uid, h.file_bytes, h.modified_ns) for h in study.slices]))
 
 
-def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], spec: EncoderSpec) -> Counts:
-    """Finish the store and return its counts; refuse to call an empty store a result."""
+def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], spec: EncoderSpec) -> ExtractionSummary:
+    """Finish the store and sum it up; refuse to call an empty store a result."""
     unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
     counts = count_files(findings.n_files, unused)
     if not counts.used:
         rejected = writer.root / REJECTED
         write_bytes(rejected, unused_csv(unused))
         raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {rejected}.")
-    keys = [_input_key(study) for study in findings.studies]
+    keys = [key for study in findings.studies if writer.has(key := _input_key(study))]
     writer.close(keys, unused_csv(unused), {"encoder": asdict(spec), "counts": asdict(counts)})
-    return counts
+    return ExtractionSummary(out=writer.root, studies=len(keys), counts=counts)
 
 
 def count_files(n_files: int, unused: Sequence[Unused]) -> Counts:
@@ -137,9 +147,7 @@ def count_files(n_files: int, unused: Sequence[Unused]) -> Counts:
     )
 
 
-def embed_studies(
-    studies: Iterable[Study], encoder: SliceEncoder, *, batch_size: int, workers: int
-) -> Iterator[EmbeddedStudy]:
+def embed_studies(studies: Iterable[Study], encoder: SliceEncoder, *, workers: int) -> Iterator[EmbeddedStudy]:
     """Embed studies one by one, in their order, while `workers` threads read the next ones.
 
     A study is always cut into the same batches, so its features depend on nothing but itself.
@@ -151,7 +159,7 @@ def embed_studies(
     for study, hu, kept, refused in _ahead(read, studies, workers):
         features = None
         if kept:
-            embedded = embed(encoder, torch.from_numpy(hu), batch_size=batch_size)
+            embedded = embed(encoder, torch.from_numpy(hu))
             features = StudyFeatures(
                 study_uid=study.uid,
                 patient_key=short_hash(study.patient_id),
@@ -159,7 +167,10 @@ def embed_studies(
                 positions_mm=study.positions_mm[kept],
                 features=embedded.numpy().astype(np.float16),
             )
-        yield EmbeddedStudy(study=study, features=features, refused=tuple(refused))
+        geometry = study.geometry
+        if features is not None and refused:
+            geometry = describe(features.positions_mm, common_normal(study.slices))
+        yield EmbeddedStudy(study=study, features=features, geometry=geometry, refused=tuple(refused))
 
 
 def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], list[int], list[Unused]]:
@@ -173,7 +184,8 @@ def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], li
         try:
             hu = read_hounsfield(header)
         except Refused as refusal:
-            refused.append(Unused(header.file, refusal.reason, refusal.detail))
+            refusal.study_uid = study.uid
+            refused.append(refusal.verdict(header.file))
             continue
         images.append(windows.resample(hu, header.spacing_mm, field_mm=spec.field_mm, size=spec.size))
         kept.append(index)
@@ -181,7 +193,7 @@ def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], li
 
 
 def _ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Map in order, with at most `workers` results being made or waiting; 0 makes each when it is asked for."""
+    """Map in order, with `workers` results ahead of the one in use; 0 makes each when it is asked for."""
     if workers < 1:
         yield from map(read, items)
         return

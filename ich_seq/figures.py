@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from ich_seq.labels import LABELS
 from ich_seq.metrics import LOSS_WEIGHTS, Estimate, RankedScores, bootstrap, log_losses
 
 RESAMPLES = 1000
-ANY = LABELS.index("any")
 Floats = NDArray[np.float64]
 
 
@@ -46,17 +45,17 @@ class Truth:
     study_patients: NDArray[np.str_]
 
 
-def judge(predicted: Mapping[str, Predicted], truth: Truth, *, seed: int) -> dict[str, Any]:
+def judge(predicted: Mapping[str, Predicted], truth: Truth, *, seed: int, against: str | None = None) -> dict[str, Any]:
     """Return for each predictor its loss and AUCs with 95 % patient-bootstrap intervals, as JSON values.
 
     `slice_loss` and `study_loss` are the challenge's weighted log loss; `slice_auc` and `study_auc` hold
-    a figure a label (None where a class is absent). "difference_to_<name>" is the paired difference of
-    the last predictor's loss and AUC(any) to each of the others'.
+    a figure a label (None where a class is absent). `difference_to_<against>` is the paired difference
+    of the slices' loss and AUCs to that predictor's.
     """
     result: dict[str, Any] = {name: _figures(p, truth, seed) for name, p in predicted.items()}
-    *others, last = predicted
-    for name in others:
-        result[last][f"difference_to_{name}"] = _differences(predicted[last], predicted[name], truth, seed)
+    for name, figures in result.items():
+        if against is not None and name != against:
+            figures[f"difference_to_{against}"] = _differences(predicted[name], predicted[against], truth, seed)
     return result
 
 
@@ -86,19 +85,19 @@ def _aucs(
 
 
 def _differences(a: Predicted, b: Predicted, truth: Truth, seed: int) -> dict[str, Any]:
-    """Return loss and AUC(any) of slices, `a` minus `b`, on the same resamples of patients."""
+    """Return loss and AUCs of slices, `a` minus `b`, on the same resamples of patients."""
     rows = (log_losses(a.slices, truth.slices) - log_losses(b.slices, truth.slices)) @ LOSS_WEIGHTS
-    ranked_a, ranked_b = (RankedScores(p.slices[:, ANY], truth.slices[:, ANY]) for p in (a, b))
-    return {
-        "slice_loss": _json(
-            bootstrap(
-                lambda w: float(np.average(rows, weights=w)), truth.slice_patients, resamples=RESAMPLES, seed=seed
-            )
-        ),
-        "slice_auc_any": _json(
-            bootstrap(lambda w: ranked_a.auc(w) - ranked_b.auc(w), truth.slice_patients, resamples=RESAMPLES, seed=seed)
-        ),
-    }
+    patients = truth.slice_patients
+    aucs = {}
+    for k, label in enumerate(LABELS):
+        first, second = (RankedScores(p.slices[:, k], truth.slices[:, k]) for p in (a, b))
+        aucs[label] = _json(bootstrap(_auc_difference(first, second), patients, resamples=RESAMPLES, seed=seed))
+    loss = bootstrap(lambda w: float(np.average(rows, weights=w)), patients, resamples=RESAMPLES, seed=seed)
+    return {"slice_loss": _json(loss), "slice_auc": aucs}
+
+
+def _auc_difference(a: RankedScores, b: RankedScores) -> Callable[[Floats | None], float]:
+    return lambda weights: a.auc(weights) - b.auc(weights)
 
 
 def _json(estimate: Estimate) -> dict[str, float] | None:
@@ -106,10 +105,18 @@ def _json(estimate: Estimate) -> dict[str, float] | None:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Lay the figures of `judge` side by side for people, a line a predictor."""
+    """Lay the figures of `judge` side by side for people: `any` with intervals, then each label's slice AUC."""
     head = ("", "slice AUC(any)", "study AUC(any)", "slice log loss", "study log loss")
-    rows = [head, *((name.replace("_", " "), *_cells(f)) for name, f in figures.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    summary = [head, *((name.replace("_", " "), *_cells(f)) for name, f in figures.items())]
+    by_label = [
+        ("slice AUC", *LABELS),
+        *((name.replace("_", " "), *_points(f["slice_auc"])) for name, f in figures.items()),
+    ]
+    return f"{_aligned(summary)}\n\n{_aligned(by_label)}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -117,3 +124,7 @@ def table(figures: Mapping[str, Any]) -> str:
 def _cells(f: Mapping[str, Any]) -> tuple[str, ...]:
     chosen = f["slice_auc"]["any"], f["study_auc"]["any"], f["slice_loss"], f["study_loss"]
     return tuple("-" if c is None else str(Estimate(**c)) for c in chosen)
+
+
+def _points(aucs: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple("-" if aucs[label] is None else f"{aucs[label]['value']:.3f}" for label in LABELS)

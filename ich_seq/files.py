@@ -12,7 +12,7 @@ from typing import Any
 
 from ich_seq import OutputError
 
-PARTIAL = ".partial"
+PARTIAL = ".ich-seq-partial"
 """Suffix of a file that is being written; leftovers are removed when the folder is opened again."""
 
 

@@ -16,6 +16,8 @@ from ich_seq.reasons import Reason, Refused
 QUIRK_MIN_INTERCEPT = -100
 QUIRK_OFFSET = 1000
 QUIRK_RANGE = 4096
+DENSEST_HU = 3000
+"""Denser than any bone; metal is denser still, and no padding value claims to be."""
 
 
 def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
@@ -65,6 +67,7 @@ def to_hounsfield(stored: NDArray[np.integer[Any]], header: SliceHeader) -> NDAr
     below zero, to be told by an intercept above -100. Signed pixels with intercept 0 are HU already.
     """
     slope, intercept = header.slope, header.intercept
+    padded = _padded(stored, header)
     if header.bits_stored == MIN_BITS and not header.signed and intercept > QUIRK_MIN_INTERCEPT:
         stored = (stored.astype(np.int32) + QUIRK_OFFSET) % QUIRK_RANGE
         intercept = -float(QUIRK_OFFSET)
@@ -72,11 +75,13 @@ def to_hounsfield(stored: NDArray[np.integer[Any]], header: SliceHeader) -> NDAr
     if slope != 1:
         hu *= np.float32(slope)
     hu += np.float32(intercept)
-    if header.padding is not None and _is_impossible(header.padding * slope + intercept):
-        hu[stored == header.padding] = AIR_HU
+    if padded is not None:
+        hu[padded] = AIR_HU
     return np.maximum(hu, np.float32(AIR_HU), out=hu)
 
 
-def _is_impossible(hu: float) -> bool:
-    """Tell whether a padding value is no tissue; one inside the range would punch holes into the brain."""
-    return not AIR_HU < hu < 3 * QUIRK_OFFSET
+def _padded(stored: NDArray[np.integer[Any]], header: SliceHeader) -> NDArray[np.bool_] | None:
+    """Return where the padding is, (H, W), if its value is no tissue; one that is would punch holes into the brain."""
+    if header.padding is None or AIR_HU < header.padding * header.slope + header.intercept < DENSEST_HU:
+        return None
+    return np.asarray(stored == header.padding)

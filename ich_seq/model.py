@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ class SequenceModel(nn.Module):
         )
         self.correction = _silent_linear(width, labels)
         self.attention = _silent_linear(width, labels)
+        self.study_bias = nn.Parameter(torch.zeros(labels))
 
     def forward(
         self, features: Tensor, positions_mm: Tensor, lengths: Tensor, base_logits: Tensor | None = None
@@ -77,7 +79,7 @@ class SequenceModel(nn.Module):
         seen = self.dropout(torch.cat([self._run(torch.cat(inputs, dim=-1), lengths, longest), projected], dim=-1))
         slices = base + self.correction(seen)
         share = torch.where(real, slices + self.attention(seen), -torch.inf).softmax(dim=1)
-        return Logits(slices, (share * slices).sum(dim=1))
+        return Logits(slices, (share * slices).sum(dim=1) + self.study_bias)
 
     def _project(self, features: Tensor) -> Tensor:
         projected: Tensor = self.project_norm(self.dropout(gelu(self.project(self.dropout(self.norm(features))))))
@@ -87,6 +89,21 @@ class SequenceModel(nn.Module):
         packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
         context, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=longest)
         return context
+
+
+@torch.inference_mode()
+def ensemble_logits(
+    models: Sequence[SequenceModel], features: Tensor, positions_mm: Tensor, lengths: Tensor
+) -> tuple[Logits, Logits]:
+    """Return what the models' common base says, a study being its likeliest slice, and the mean of the models."""
+    real = valid_steps(lengths, features.shape[1], features.device)[..., None]
+    base = models[0].base(torch.where(real, features, 0))
+    said = [model(features, positions_mm, lengths) for model in models]
+    refined = Logits(
+        torch.stack([logits.slices for logits in said]).mean(dim=0),
+        torch.stack([logits.studies for logits in said]).mean(dim=0),
+    )
+    return Logits(base, torch.where(real, base, -torch.inf).amax(dim=1)), refined
 
 
 def _silent_linear(width: int, labels: int) -> nn.Linear:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ich_seq import NothingUsableError, __version__
-from ich_seq.bundle import CARD, Bundle, load_bundle
-from ich_seq.config import Extract
+from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_device
 from ich_seq.extraction import Counts, count_files, default_workers, embed_studies
 from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
 from ich_seq.progress import Progress, silent
-from ich_seq.reasons import Unused
+from ich_seq.reasons import Unused, unused_csv
 from ich_seq.report import StudyPrediction, write_slices, write_studies, write_submission
-from ich_seq.store import REJECTED, unused_csv
-from ich_seq.studies import Findings, find_studies
+from ich_seq.store import REJECTED
+from ich_seq.studies import Findings, check_input, find_studies
+
+RUN = "run.json"
+TABLES = STUDIES, SLICES, SUBMISSION = "studies.csv", "slices.csv", "submission.csv"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +49,12 @@ def predict(
     """
     root, bundle, out = Path(root), Path(bundle), Path(out)
     workers = default_workers() if workers is None else workers
+    check_input(root)
     loaded = load_bundle(bundle, choose_device(device))
     with locked_folder(out):
-        findings = find_studies(root, workers=workers, progress=progress)
+        for name in (RUN, *TABLES):  # what an older run left is no result of this one
+            (out / name).unlink(missing_ok=True)
+        findings = find_studies(root, skip=out, workers=workers, progress=progress)
         refused: list[Unused] = []
         predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused))
         unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
@@ -56,17 +62,7 @@ def predict(
         write_bytes(out / REJECTED, unused_csv(unused))
         if not predictions:
             raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}.")
-        _write_results(out, predictions)
-        write_json(
-            out / "run.json",
-            {
-                "version": __version__,
-                "bundle_sha256": sha256_file(bundle / CARD),
-                "counts": asdict(counts),
-                "studies": len(predictions),
-                "intended_use": loaded.card["intended_use"],
-            },
-        )
+        _write_results(out, predictions, loaded, counts)
     return PredictionSummary(out=out, studies=len(predictions), counts=counts, predictions=predictions)
 
 
@@ -74,7 +70,8 @@ def _predict_studies(
     findings: Findings, bundle: Bundle, workers: int, progress: Progress, refused: list[Unused]
 ) -> Iterator[StudyPrediction]:
     """Yield the studies' predictions in order; slices that cannot be read go to `refused`."""
-    embedded = embed_studies(findings.studies, bundle.encoder, batch_size=Extract().batch_size, workers=workers)
+    lost = Counter(u.study_uid for u in findings.unused if u.fate == "rejected")
+    embedded = embed_studies(findings.studies, bundle.encoder, workers=workers)
     for done, item in enumerate(embedded, start=1):
         refused.extend(item.refused)
         if item.features is not None:
@@ -85,13 +82,23 @@ def _predict_studies(
                 positions_mm=item.features.positions_mm,
                 slice_probabilities=slices,
                 study_probabilities=study,
-                geometry=item.study.geometry,
-                lost_slices=len(item.refused),
+                geometry=item.geometry,
+                lost_slices=len(item.refused) + lost[item.study.uid],
             )
         progress("predicting studies", done, len(findings.studies))
 
 
-def _write_results(out: Path, predictions: tuple[StudyPrediction, ...]) -> None:
-    write_studies(out / "studies.csv", predictions)
-    write_slices(out / "slices.csv", predictions)
-    write_submission(out / "submission.csv", predictions)
+def _write_results(out: Path, predictions: tuple[StudyPrediction, ...], bundle: Bundle, counts: Counts) -> None:
+    """Write the tables and, last, the record that makes them whole."""
+    write_studies(out / STUDIES, predictions)
+    write_slices(out / SLICES, predictions)
+    write_submission(out / SUBMISSION, predictions)
+    record = {
+        "version": __version__,
+        "card_sha256": bundle.card_sha256,
+        "intended_use": bundle.card["intended_use"],
+        "counts": asdict(counts),
+        "studies": len(predictions),
+        "files": {name: sha256_file(out / name) for name in (*TABLES, REJECTED)},
+    }
+    write_json(out / RUN, record)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -48,11 +51,15 @@ EXCLUDED = {
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A file that is part of no study, and why. `detail` is a sentence with the remedy."""
+    """A file that is part of no study, and why. `detail` is a sentence with the remedy.
+
+    `study_uid` is the study it would belong to, empty where the file does not tell.
+    """
 
     file: str
     reason: Reason
     detail: str
+    study_uid: str = ""
 
     @property
     def fate(self) -> str:
@@ -66,3 +73,17 @@ class Refused(Exception):  # noqa: N818 - a verdict, not an error of ours
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
+        self.study_uid = ""
+
+    def verdict(self, file: str) -> Unused:
+        """Return what is reported of the file."""
+        return Unused(file, self.reason, self.detail, self.study_uid)
+
+
+def unused_csv(unused: Iterable[Unused]) -> bytes:
+    """Return `rejected.csv`: file, fate (excluded or rejected), reason code, detail with the remedy, study."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "fate", "reason", "detail", "study_uid"])
+    writer.writerows((u.file, u.fate, str(u.reason), u.detail, u.study_uid) for u in unused)
+    return text.getvalue().encode("utf-8", "surrogateescape")

@@ -18,19 +18,23 @@ from torch import Tensor, nn
 
 from ich_seq import UsageError
 from ich_seq.baselines import SliceClassifier, by_position, constant, fit_classifier
-from ich_seq.bundle import save_bundle
+from ich_seq.bundle import Shares, save_bundle
+from ich_seq.calibration import blend, choose_shares
 from ich_seq.config import Config, Rnn, Train
 from ich_seq.devices import choose_device
 from ich_seq.encoder import EncoderSpec
 from ich_seq.figures import Predicted, Truth, judge
 from ich_seq.files import locked_folder, sha256_file
 from ich_seq.labels import LABELS, assign_folds, read_labels
-from ich_seq.model import SequenceModel, sequence_loss, valid_steps
+from ich_seq.metrics import weighted_log_loss
+from ich_seq.model import SequenceModel, ensemble_logits, sequence_loss, valid_steps
 from ich_seq.progress import Progress, silent
 from ich_seq.sequences import Batch, LabelledStudy, batches, label_studies, relative_positions, varied
 from ich_seq.store import ENCODER, FeatureStore, open_store
 
 Folds = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Triple = tuple[Floats, Floats, NDArray[np.uint8]]
 EVALUATION_BATCH = 64
 
 
@@ -41,6 +45,7 @@ class TrainingSummary:
     out: Path
     studies: int
     unlabelled: tuple[str, ...]
+    duplicate_label_rows: int
     figures: dict[str, Any]
 
 
@@ -62,14 +67,35 @@ def train_rnn(
     features, labels, out = Path(features), Path(labels), Path(out)
     config, processor = config or Config(), choose_device(device)
     store, truth = open_store(features), read_labels(labels)
+    _refuse_in_sample(store, config.train)
     studies, unlabelled = label_studies(store, truth)
     data = FoldedStudies(studies, _folds(studies, unlabelled, config.train), config.train.seed)
     with locked_folder(out):
         figures = _judge(data, config, processor, progress)
-        models = fit_ensemble(data, config, processor)
-        training = _describe(studies, unlabelled, store, labels, config)
-        _save(out, store, models, {"training": training, "figures": figures})
-    return TrainingSummary(out=out, studies=len(studies), unlabelled=tuple(unlabelled), figures=figures)
+        ensemble = fit_ensemble(data, config, processor)
+        training = _describe(studies, store, config) | {
+            "studies_without_labels": len(unlabelled),
+            "duplicate_label_rows": truth.duplicate_rows,
+            "labels_sha256": sha256_file(labels),
+        }
+        _save(out, store, ensemble, {"training": training, "figures": figures})
+    return TrainingSummary(
+        out=out,
+        studies=len(studies),
+        unlabelled=tuple(unlabelled),
+        duplicate_label_rows=truth.duplicate_rows,
+        figures=figures,
+    )
+
+
+def _refuse_in_sample(store: FeatureStore, options: Train) -> None:
+    """Refuse features of an encoder that may have been trained on these patients, unless told that it was not."""
+    weights = store.manifest["encoder"]["weights"]
+    if weights.startswith("file") and not options.unseen_by_encoder:
+        raise UsageError(
+            f"The encoder's weights are a {weights}, and nothing says that they were not trained on these patients. "
+            "If they were, every figure would be too good. If not, say so: --set train.unseen_by_encoder=true"
+        )
 
 
 def _folds(studies: Sequence[LabelledStudy], unlabelled: Sequence[str], options: Train) -> Folds:
@@ -114,11 +140,65 @@ class FoldedStudies:
         ]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ensemble:
+    """Models on one base classifier, and the share of them in each label's blend with it."""
+
+    models: list[SequenceModel]
+    shares: Shares
+
+
 def fit_ensemble(
     data: FoldedStudies, config: Config, device: torch.device, *, without: frozenset[int] = frozenset()
-) -> list[SequenceModel]:
-    """Train one model for each fold but those left out, stopped early on that fold and trained on the others."""
-    return [fit_model(data, config, device, stop=fold, without=without) for fold in sorted(data.numbers - without)]
+) -> Ensemble:
+    """Train one model for each fold but those left out, stopped early on that fold and trained on the others.
+
+    The shares of the blend are chosen on the folds that the models stopped on.
+    """
+    models: list[SequenceModel] = []
+    seen: list[tuple[Triple, Triple]] = []
+    for fold in sorted(data.numbers - without):
+        models.append(fit_model(data, config, device, stop=fold, without=without))
+        seen += _logits_beside_base(models[-1], data.to_learn_from(frozenset({fold}), without), device)
+    slices, studies = (choose_shares(*_joined(seen, level)) for level in range(2))
+    return Ensemble(models=models, shares=Shares(slices, studies))
+
+
+@torch.inference_mode()
+def _logits_beside_base(
+    model: SequenceModel, studies: Sequence[LabelledStudy], device: torch.device
+) -> list[tuple[Triple, Triple]]:
+    """Return, batch by batch, base logits, the model's logits and targets, of slices (M, K) and of studies (B, K)."""
+    model.eval()
+    seen = []
+    for batch in batches(studies, EVALUATION_BATCH):
+        moved = batch.to(device)
+        base, targets = _given(moved.base_logits), _given(moved.targets)
+        said = model(moved.features, moved.positions_mm, batch.lengths, base)
+        real = valid_steps(batch.lengths, base.shape[1], device)
+        of_studies = [torch.where(real[..., None], t, -torch.inf).amax(dim=1) for t in (base, targets)]
+        seen.append(
+            (
+                _arrays(base[real], said.slices[real], targets[real]),
+                _arrays(of_studies[0], said.studies, of_studies[1]),
+            )
+        )
+    return seen
+
+
+def _arrays(base: Tensor, refined: Tensor, targets: Tensor) -> Triple:
+    return base.cpu().double().numpy(), refined.cpu().double().numpy(), targets.cpu().numpy().astype(np.uint8)
+
+
+def _joined(seen: Sequence[tuple[Triple, Triple]], level: int) -> Triple:
+    base, refined, targets = zip(*(part[level] for part in seen), strict=True)
+    return np.concatenate(base), np.concatenate(refined), np.concatenate(targets)
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise ValueError("a batch to learn from needs targets and base logits")
+    return tensor
 
 
 def fit_model(
@@ -179,39 +259,37 @@ def _step(model: SequenceModel, optimiser: torch.optim.Optimizer, batch: Batch, 
 
 
 def _batch_loss(model: SequenceModel, batch: Batch, options: Train) -> Tensor:
-    if batch.targets is None:
-        raise ValueError("a batch to learn from needs targets")
-    logits = model(batch.features, batch.positions_mm, batch.lengths, batch.base_logits)
-    return sequence_loss(logits, batch.targets, batch.lengths, study_weight=options.study_loss)
+    logits = model(batch.features, batch.positions_mm, batch.lengths, _given(batch.base_logits))
+    return sequence_loss(logits, _given(batch.targets), batch.lengths, study_weight=options.study_loss)
 
 
-@torch.inference_mode()
 def _loss(model: SequenceModel, studies: Sequence[LabelledStudy], options: Train, device: torch.device) -> float:
-    """Return the mean loss of studies, each batch counting by its studies."""
-    model.eval()
-    total = 0.0
-    for batch in batches(studies, EVALUATION_BATCH):
-        total += float(_batch_loss(model, batch.to(device), options)) * len(batch.lengths)
-    return total / len(studies)
+    """Return the loss of all studies: each slice counts once, each study once, whatever the batches."""
+    seen = _logits_beside_base(model, studies, device)
+    of_slices, of_studies = (
+        weighted_log_loss(expit(refined), targets) for _, refined, targets in (_joined(seen, 0), _joined(seen, 1))
+    )
+    return of_slices + options.study_loss * of_studies
 
 
 def _weights(model: SequenceModel) -> dict[str, Tensor]:
     return copy.deepcopy(model.state_dict())
 
 
-@torch.inference_mode()
 def predict_ensemble(
-    models: Sequence[SequenceModel], studies: Sequence[LabelledStudy], device: torch.device
-) -> Predicted:
-    """Return the probabilities of all slices (M, K), study after study, and of the studies (B, K)."""
-    of_slices, of_studies = [], []
+    ensemble: Ensemble, studies: Sequence[LabelledStudy], device: torch.device
+) -> dict[str, Predicted]:
+    """Return what the models say ("rnn") and what the bundle will say ("blend") of studies."""
+    said: dict[str, list[Predicted]] = {"rnn": [], "blend": []}
     for batch in batches(studies, EVALUATION_BATCH):
         moved = batch.to(device)
-        said = [model(moved.features, moved.positions_mm, moved.lengths) for model in models]
-        slices = torch.stack([logits.slices for logits in said]).double().mean(dim=0).cpu()
-        of_slices.append(slices[valid_steps(batch.lengths, slices.shape[1])].sigmoid().numpy())
-        of_studies.append(torch.stack([logits.studies for logits in said]).double().mean(dim=0).sigmoid().cpu().numpy())
-    return Predicted(slices=np.concatenate(of_slices), studies=np.concatenate(of_studies))
+        logits = ensemble_logits(ensemble.models, moved.features, moved.positions_mm, moved.lengths)
+        real = valid_steps(batch.lengths, moved.features.shape[1])
+        base, refined = ((x.slices.cpu()[real].double().numpy(), x.studies.cpu().double().numpy()) for x in logits)
+        blended = [blend(b, r, share) for b, r, share in zip(base, refined, ensemble.shares, strict=True)]
+        for name, (slices, of_studies) in (("rnn", refined), ("blend", blended)):
+            said[name].append(Predicted(slices=expit(slices), studies=expit(of_studies)))
+    return {name: Predicted.joined(parts) for name, parts in said.items()}
 
 
 def _judge(data: FoldedStudies, config: Config, device: torch.device, progress: Progress) -> dict[str, Any]:
@@ -221,16 +299,19 @@ def _judge(data: FoldedStudies, config: Config, device: torch.device, progress: 
     for fold in sorted(data.numbers):
         away = frozenset({fold})
         test = data.of(away)
-        models = fit_ensemble(data, config, device, without=away)
-        parts.append(_baselines(data, away) | {"rnn": predict_ensemble(models, test, device)})
+        ensemble = fit_ensemble(data, config, device, without=away)
+        parts.append(_baselines(data, away) | predict_ensemble(ensemble, test, device))
         tested += test
         progress("judging out of fold", len(parts), len(data.numbers))
     predicted = {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
-    return judge(predicted, _truth(tested), seed=config.train.seed)
+    return judge(predicted, _truth(tested), seed=config.train.seed, against="slice_logistic")
 
 
 def _baselines(data: FoldedStudies, away: frozenset[int]) -> dict[str, Predicted]:
-    """Return what knows less: the prevalence, the position, each slice alone. A study is its likeliest slice."""
+    """Return what knows less: the prevalence (of slices, and of studies), the position, each slice alone.
+
+    For the latter two a study is its likeliest slice.
+    """
     train, test = data.of(data.numbers - away), data.of(away)
     targets, lengths = _stack_targets(train), [len(s) for s in test]
     where, new_where = (
@@ -238,7 +319,10 @@ def _baselines(data: FoldedStudies, away: frozenset[int]) -> dict[str, Predicted
     )
     logits = data.classifier(away).logits(_stack_features(test))
     return {
-        "constant": Predicted.of_slices(constant(targets, sum(lengths)), lengths),
+        "constant": Predicted(
+            slices=constant(targets, sum(lengths)),
+            studies=constant(np.stack([s.targets.max(axis=0) for s in train]), len(test)),
+        ),
         "position": Predicted.of_slices(by_position(where, targets, new_where), lengths),
         "slice_logistic": Predicted.of_slices(expit(logits.astype(np.float64)), lengths),
     }
@@ -261,9 +345,7 @@ def _stack_targets(studies: Sequence[LabelledStudy]) -> NDArray[np.uint8]:
     return np.concatenate([s.targets for s in studies])
 
 
-def _describe(
-    studies: Sequence[LabelledStudy], unlabelled: Sequence[str], store: FeatureStore, labels: Path, config: Config
-) -> dict[str, Any]:
+def _describe(studies: Sequence[LabelledStudy], store: FeatureStore, config: Config) -> dict[str, Any]:
     """Return what the card says of the training data and the settings."""
     positive = np.stack([s.targets.max(axis=0) for s in studies]).sum(axis=0)
     return {
@@ -272,20 +354,19 @@ def _describe(
         "slices": sum(len(s) for s in studies),
         "positive_slices": dict(zip(LABELS, _stack_targets(studies).sum(axis=0, dtype=int).tolist(), strict=True)),
         "positive_studies": dict(zip(LABELS, positive.astype(int).tolist(), strict=True)),
-        "studies_without_labels": len(unlabelled),
         "lengths": {str(n): c for n, c in sorted(Counter(len(s) for s in studies).items())},
-        "labels_sha256": sha256_file(labels),
         "features_fingerprint": store.manifest["fingerprint"],
         "settings": {"rnn": config.rnn.model_dump(), "train": config.train.model_dump()},
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
     }
 
 
-def _save(out: Path, store: FeatureStore, models: Sequence[SequenceModel], facts: dict[str, Any]) -> None:
+def _save(out: Path, store: FeatureStore, ensemble: Ensemble, facts: dict[str, Any]) -> None:
     save_bundle(
         out,
         encoder=EncoderSpec.from_json(store.manifest["encoder"]),
         encoder_weights=(store.root / ENCODER).read_bytes(),
-        models=models,
+        models=ensemble.models,
+        shares=ensemble.shares,
         facts=facts,
     )

@@ -50,11 +50,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Move all but the lengths to a device."""
         return Batch(
-            features=self.features.to(device, non_blocking=True),
-            positions_mm=self.positions_mm.to(device, non_blocking=True),
+            features=self.features.to(device),
+            positions_mm=self.positions_mm.to(device),
             lengths=self.lengths,
-            targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
-            base_logits=None if self.base_logits is None else self.base_logits.to(device, non_blocking=True),
+            targets=None if self.targets is None else self.targets.to(device),
+            base_logits=None if self.base_logits is None else self.base_logits.to(device),
         )
 
 
@@ -134,6 +134,8 @@ def _vary(study: LabelledStudy, rng: np.random.Generator, thin: float, reverse: 
         index = index[rng.integers(2) :: 2]
     if rng.random() < reverse:
         index, sign = index[::-1], -1
+    if sign == 1 and len(index) == len(study):
+        return study
     features = study.features
     taken = replace(
         features,

@@ -14,7 +14,7 @@ A study counts as finished when the journal names it and its file has the journa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from safetensors.numpy import save as save_arrays
 
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.files import append_line, sha256_bytes, sha256_file, short_hash, write_bytes, write_json
-from ich_seq.reasons import Unused
 
 SCHEMA = "ich-seq features 1"
 MANIFEST, STUDIES, REJECTED, ENCODER, JOURNAL = (
@@ -97,7 +96,9 @@ class StoreWriter:
 
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.root, self.fingerprint = root, fingerprint
+        self._ours: set[str] = set()
         self._rows = {row["key"]: row for row in self._finished()}
+        (root / MANIFEST).unlink(missing_ok=True)  # the store is not whole from here on
         self._write_journal()
 
     def _finished(self) -> Iterator[dict[str, Any]]:
@@ -106,15 +107,17 @@ class StoreWriter:
         for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else ():
             try:
                 row = json.loads(line)
-                path = self.root / row["file"]
-                whole = path.stat().st_size == row["bytes"] and sha256_file(path) == row["sha256"]
+                path = self.root / Path(row["file"]).name
+                self._ours.add(path.name)
+                unharmed = path.stat().st_size == row["bytes"] and sha256_file(path) == row["sha256"]
+                taken_up = unharmed and row["whole"] and row["fingerprint"] == self.fingerprint
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if whole and row["fingerprint"] == self.fingerprint:
+            if taken_up:
                 yield row
 
     def _write_journal(self) -> None:
-        lines = (json.dumps(row, sort_keys=True) + "\n" for row in self._rows.values() if row["whole"])
+        lines = (json.dumps(row, sort_keys=True) + "\n" for row in self._rows.values())
         write_bytes(self.root / JOURNAL, "".join(lines).encode())
 
     def has(self, key: str) -> bool:
@@ -141,26 +144,24 @@ class StoreWriter:
             **geometry,
         }
         write_bytes(self.root / row["file"], data)
-        if whole:
-            append_line(self.root / JOURNAL, json.dumps(row, sort_keys=True))
+        append_line(self.root / JOURNAL, json.dumps(row, sort_keys=True))
+        self._ours.add(row["file"])
         self._rows[key] = row
 
-    def close(self, keys: Sequence[str], unused_csv: bytes, facts: dict[str, Any]) -> None:
+    def close(self, keys: Sequence[str], rejected: bytes, facts: dict[str, Any]) -> None:
         """Write the index, the list of unused files and, last, the manifest that makes the store whole.
 
-        `keys` are the studies of this run, in order; what else the folder holds of features is removed.
-        `facts` are JSON values for the manifest.
+        `keys` are the studies of this run, in order; journalled ones that are not among them are removed,
+        files of others never. `facts` are JSON values for the manifest.
         """
         self._rows = {key: self._rows[key] for key in keys if key in self._rows}
         self._write_journal()
-        keep = {row["file"] for row in self._rows.values()} | {ENCODER}
-        for path in self.root.glob("*.safetensors"):
-            if path.name not in keep:
-                path.unlink()
+        for stale in self._ours - {row["file"] for row in self._rows.values()}:
+            (self.root / stale).unlink(missing_ok=True)
         table = pd.DataFrame(list(self._rows.values()))
         geometry = sorted(set(table.columns) - {*INDEX_COLUMNS, "key", "fingerprint"})
         write_bytes(self.root / STUDIES, table[[*INDEX_COLUMNS, *geometry]].to_parquet(index=False, engine="pyarrow"))
-        write_bytes(self.root / REJECTED, unused_csv)
+        write_bytes(self.root / REJECTED, rejected)
         hashes = {name: sha256_file(self.root / name) for name in (STUDIES, REJECTED, ENCODER)}
         write_json(
             self.root / MANIFEST,
@@ -230,10 +231,3 @@ def _checked_bytes(path: Path, sha256: str) -> bytes:
     if sha256_bytes(data) != sha256:
         raise ArtefactError(f"{path} was changed since it was written (SHA-256 differs); extract the features again.")
     return data
-
-
-def unused_csv(unused: Iterable[Unused]) -> bytes:
-    """Return `rejected.csv`: file, fate (excluded or rejected), reason code, detail with the remedy."""
-    rows = [(u.file, u.fate, str(u.reason), u.detail) for u in unused]
-    table = pd.DataFrame(rows, columns=["file", "fate", "reason", "detail"], dtype=object)
-    return table.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape")

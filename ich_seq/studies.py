@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ich_seq import UsageError
-from ich_seq.dicom import SliceHeader, list_files, read_header
+from ich_seq import NothingUsableError, UsageError
+from ich_seq.dicom import SliceHeader, read_header
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Reason, Unused
 
@@ -57,7 +59,10 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """One series of one study, ordered: N slices and their `positions_mm`, (N,) float64, ascending."""
+    """One series of one study, ordered: N slices and their `positions_mm`, (N,) float64, ascending.
+
+    A study whose `patient_id` an anonymiser emptied stands for a patient of its own.
+    """
 
     uid: str
     patient_id: str
@@ -76,18 +81,24 @@ class Findings:
     n_files: int
 
 
-def find_studies(root: Path, *, workers: int = 0, progress: Progress = silent) -> Findings:
+def check_input(root: Path) -> None:
+    """Raise UsageError if there is nothing at `root`, before anything else is done or written."""
+    if not root.exists():
+        raise UsageError(f"{root} does not exist; give a folder of DICOM files.")
+
+
+def find_studies(root: Path, *, skip: Path | None = None, workers: int = 0, progress: Progress = silent) -> Findings:
     """Find every head CT study below a folder, however its files are named or scattered.
 
     Studies come sorted by UID and `unused` by file, so that the answer does not depend on names,
-    order or `workers` (processes that read headers; 0 reads in this one). Raises UsageError if the
-    folder does not exist or holds no file.
+    order or `workers` (processes that read headers; 0 reads in this one). `skip` is a folder that is
+    passed over, such as the one being written. Raises UsageError if there is no folder, and
+    NothingUsableError if it holds no file.
     """
-    if not root.exists():
-        raise UsageError(f"{root} does not exist; give a folder of DICOM files.")
-    files = list_files(root)
+    check_input(root)
+    files = list_files(root, skip)
     if not files:
-        raise UsageError(f"{root} holds no files; give a folder of DICOM files.")
+        raise NothingUsableError(f"{root} holds no files; give a folder of DICOM files.")
     base = root if root.is_dir() else root.parent
     named = [(path, path.relative_to(base).as_posix()) for path in files]
     headers: list[SliceHeader] = []
@@ -102,13 +113,41 @@ def find_studies(root: Path, *, workers: int = 0, progress: Progress = silent) -
     return Findings(tuple(studies), tuple(sorted(unused + left_over, key=lambda u: u.file)), len(files))
 
 
+def list_files(root: Path, skip: Path | None = None) -> list[Path]:
+    """Return every file below a folder (or the file itself), sorted by name, links followed but no loop twice.
+
+    The folder `skip` is passed over. A folder that cannot be listed stands for the files it hides.
+    """
+    if not root.is_dir():
+        return [root]
+    found: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+    hidden = lambda error: found.append(Path(error.filename))  # noqa: E731 - os.walk asks for a function
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=hidden):
+        folders.sort()  # which of several links to a folder is followed must not depend on the disk
+        status = Path(folder).stat()
+        skipped = skip is not None and skip.exists() and skip.samefile(folder)
+        if skipped or (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        found.extend(Path(folder, name) for name in names)
+    return sorted(found)
+
+
 def _read_headers(named: Sequence[tuple[Path, str]], workers: int) -> Iterator[SliceHeader | Unused]:
     if workers < 1 or len(named) < PARALLEL_FROM:
         yield from itertools.starmap(read_header, named)
         return
     context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads can hang
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(read_header, *zip(*named, strict=True), chunksize=CHUNK)
+    done = 0
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            for result in pool.map(read_header, *zip(*named, strict=True), chunksize=CHUNK):
+                done += 1
+                yield result
+    except BrokenProcessPool:  # a worker was killed, or could not start in a script without a __main__ guard
+        yield from itertools.starmap(read_header, named[done:])
 
 
 def group_studies(headers: Iterable[SliceHeader]) -> tuple[list[Study], list[Unused]]:
@@ -134,25 +173,27 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
         same.sort(key=lambda h: h.file)
         if len({_identity(h) for h in same}) > 1:
             detail = "Files with the same SOP Instance UID differ in study or geometry; keep the right one."
-            unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail) for h in same)
+            unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid) for h in same)
             continue
         detail = f"A copy of {same[0].file}, by its SOP Instance UID."
-        unused.extend(Unused(h.file, Reason.DUPLICATE, detail) for h in same[1:])
+        unused.extend(Unused(h.file, Reason.DUPLICATE, detail, h.study_uid) for h in same[1:])
         yield same[0]
 
 
 def _identity(h: SliceHeader) -> tuple[object, ...]:
-    return h.study_uid, h.series_uid, h.position_mm, h.orientation, h.rows, h.columns, h.slope, h.intercept
+    """Return to whom a slice belongs, where it lies and how it is scaled: the same in a copy of another encoding."""
+    where = h.position_mm, h.orientation, h.rows, h.columns, h.spacing_mm
+    return h.patient_id, h.study_uid, h.series_uid, *where, h.slope, h.intercept
 
 
 def _study(uid: str, headers: Sequence[SliceHeader], unused: list[Unused]) -> Study:
     chosen = _choose_series(headers)
     detail = "Another series of this study was taken (ORIGINAL before DERIVED, then most slices)."
-    unused.extend(Unused(h.file, Reason.OTHER_SERIES, detail) for h in headers if h.series_uid != chosen)
+    unused.extend(Unused(h.file, Reason.OTHER_SERIES, detail, uid) for h in headers if h.series_uid != chosen)
     slices, positions = order_slices([h for h in headers if h.series_uid == chosen])
     return Study(
         uid=uid,
-        patient_id=slices[0].patient_id or f"study {uid}",  # emptied by anonymisers: then each study stands alone
+        patient_id=min((h.patient_id for h in slices if h.patient_id), default=f"study {uid}"),
         series_uid=chosen,
         slices=slices,
         positions_mm=positions,

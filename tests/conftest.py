@@ -96,7 +96,11 @@ def tiny_encoder():
     from ich_seq.config import Config
     from ich_seq.encoder import build_encoder
 
-    chosen = {"slices": {"size": 32}, "encoder": {"arch": "test_convnext", "weights": "random"}}
+    chosen = {
+        "slices": {"size": 32},
+        "encoder": {"arch": "test_convnext", "weights": "random"},
+        "extract": {"batch_size": 2},
+    }
     return build_encoder(Config.model_validate(chosen))
 
 
@@ -126,7 +130,8 @@ def write_store(tiny_encoder):
     from dataclasses import asdict
 
     from ich_seq.encoder import save_encoder
-    from ich_seq.store import ENCODER, StoreWriter, unused_csv
+    from ich_seq.reasons import unused_csv
+    from ich_seq.store import ENCODER, StoreWriter
 
     def write(root, studies):
         root.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ LEVELS = {
     "metrics": 2,
     "weights": 2,
     "windows": 3,
+    "calibration": 3,
     "hounsfield": 3,
     "model": 3,
     "store": 3,
@@ -109,8 +110,8 @@ def test_the_public_names_are_there() -> None:
 
 
 def test_no_room_is_too_long() -> None:
-    """A module of more than 480 lines or a function of more than 60 wants to be two."""
-    long = [p.name for p in PACKAGE.glob("*.py") if len(p.read_text().splitlines()) > 480]
+    """A module of more than 470 lines or a function of more than 60 wants to be two."""
+    long = [p.name for p in PACKAGE.glob("*.py") if len(p.read_text().splitlines()) > 470]
     for path in PACKAGE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 60:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ich_seq import ArtefactError, IchSeqError, UsageError
-from ich_seq.bundle import CARD, ENCODER, SCHEMA, Bundle, load_bundle, save_bundle
+from ich_seq.bundle import CARD, ENCODER, SCHEMA, Bundle, Shares, load_bundle, save_bundle
 from ich_seq.config import Rnn
 from ich_seq.encoder import embed
 from ich_seq.files import sha256_file
@@ -22,6 +22,7 @@ from ich_seq.weights import tensor_bytes
 K = len(LABELS)
 CPU = torch.device("cpu")
 RNN = Rnn(projection=8, hidden=8, layers=2)
+SHARES = Shares(np.array([0.0, 0.25, 0.5, 0.75, 1.0, 0.3]), np.array([1.0, 0.1, 0.0, 0.5, 0.25, 0.75]))
 
 
 class Gadget:
@@ -46,7 +47,9 @@ def randomised(dim: int, seed: int) -> SequenceModel:
 
 @pytest.fixture(scope="module")
 def models(tiny_encoder) -> list[SequenceModel]:
-    return [randomised(tiny_encoder.spec.dim, seed) for seed in (0, 1)]
+    first, second = (randomised(tiny_encoder.spec.dim, seed) for seed in (0, 1))
+    second.base.load_state_dict(first.base.state_dict())
+    return [first, second]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,7 @@ def saved(tiny_encoder, models, tmp_path_factory) -> Path:
         encoder=tiny_encoder.spec,
         encoder_weights=tensor_bytes(tiny_encoder.network.state_dict()),
         models=models,
+        shares=SHARES,
         facts={"training": {"studies": 7}, "figures": {"rnn": None}},
     )
     return root
@@ -78,9 +82,9 @@ def test_a_loaded_bundle_says_exactly_what_the_saved_networks_say(saved, models,
     """Encoder and sequence models come back bit for bit: the same embeddings, the same probabilities."""
     bundle = load_bundle(saved, CPU)
     hu = torch.from_numpy(np.random.default_rng(0).normal(40, 60, (4, 32, 32)).astype(np.float32))
-    assert torch.equal(embed(bundle.encoder, hu, batch_size=2), embed(tiny_encoder, hu, batch_size=2))
+    assert torch.equal(embed(bundle.encoder, hu), embed(tiny_encoder, hu))
     assert bundle.encoder.spec == tiny_encoder.spec
-    original = Bundle(encoder=tiny_encoder, models=tuple(models), card={})
+    original = Bundle(encoder=tiny_encoder, models=tuple(models), shares=SHARES, card={}, card_sha256="")
     for slices in (1, 2, 12):
         study = make_study(f"study of {slices}", slices)
         for got, expected in zip(bundle.predict(study), original.predict(study), strict=True):
@@ -88,8 +92,8 @@ def test_a_loaded_bundle_says_exactly_what_the_saved_networks_say(saved, models,
             assert np.array_equal(got, expected)
 
 
-def test_a_prediction_is_the_mean_of_the_models_logits(saved, models, make_study):
-    """Each model by itself, their logits averaged by hand: slices and study."""
+def test_a_prediction_is_the_blend_of_the_base_and_the_mean_of_the_models(saved, models, make_study):
+    """Base and each model by itself, averaged and blended by hand, each label at its share: slices and study."""
     study = make_study("a", 5)
     features, positions = torch.from_numpy(study.features).float()[None], torch.from_numpy(study.positions_mm)[None]
     with torch.no_grad():
@@ -99,13 +103,20 @@ def test_a_prediction_is_the_mean_of_the_models_logits(saved, models, make_study
     assert whole.shape == (K,)
     mean_slices = sum(s.slices[0].double().numpy() for s in said) / len(models)
     mean_study = sum(s.studies[0].double().numpy() for s in said) / len(models)
-    assert slices == pytest.approx(1 / (1 + np.exp(-mean_slices)))
-    assert whole == pytest.approx(1 / (1 + np.exp(-mean_study)))
+    weight, bias = (t.double().numpy() for t in (models[0].base.weight, models[0].base.bias))
+    base = study.features.astype(np.float64) @ weight.T + bias
+    for said_by_bundle, plain, mean, shares in (
+        (slices, base, mean_slices, SHARES.slices),
+        (whole, base.max(axis=0), mean_study, SHARES.studies),
+    ):
+        blended = plain * (1 - shares) + mean * shares
+        assert said_by_bundle == pytest.approx(1 / (1 + np.exp(-blended)), rel=1e-5)
+        assert np.abs(mean - plain).max() > 0.01  # the GRU says something of its own
     assert (said[0].slices - said[1].slices).abs().max() > 0.01  # two models, not one twice
 
 
 def test_a_loaded_bundle_is_ready_to_judge(saved):
-    """Networks are in eval mode and frozen; the card holds the facts, the labels and the intended use."""
+    """Networks are in eval mode and frozen; the card holds the facts, the labels, the shares and the intended use."""
     bundle = load_bundle(saved, CPU)
     for network in (bundle.encoder, *bundle.models):
         assert not network.training
@@ -113,6 +124,12 @@ def test_a_loaded_bundle_is_ready_to_judge(saved):
     assert len(bundle.models) == 2
     assert bundle.card["labels"] == list(LABELS)
     assert bundle.card["training"] == {"studies": 7}
+    assert bundle.card["blend"] == {"slices": SHARES.slices.tolist(), "studies": SHARES.studies.tolist()}
+    for loaded, meant in zip(bundle.shares, SHARES, strict=True):
+        assert loaded.dtype == np.float64
+        assert np.array_equal(loaded, meant)
+    assert bundle.card == json.loads((saved / CARD).read_text())
+    assert bundle.card_sha256 == sha256_file(saved / CARD)
     assert "not a medical device" in bundle.card["intended_use"].lower()
 
 
@@ -120,11 +137,12 @@ def test_saving_twice_gives_the_same_bytes(saved, models, tiny_encoder, tmp_path
     """The same networks and facts make the same files, and the card holds the hash of every one."""
     weights = tensor_bytes(tiny_encoder.network.state_dict())
     facts = {"figures": {"rnn": None}, "training": {"studies": 7}}
-    save_bundle(tmp_path, encoder=tiny_encoder.spec, encoder_weights=weights, models=models, facts=facts)
+    save_bundle(tmp_path, encoder=tiny_encoder.spec, encoder_weights=weights, models=models, shares=SHARES, facts=facts)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in saved.iterdir()}
     card = json.loads((saved / CARD).read_text())
     hashes = {entry["file"]: entry["sha256"] for entry in card["rnn"]["files"]}
-    hashes[card["encoder"]["file"]] = card["encoder"]["file_sha256"]
+    hashes[card["encoder"]["file"]] = card["encoder"]["sha256"]
+    assert "file_sha256" not in card["encoder"]
     assert hashes == {p.name: sha256_file(p) for p in saved.glob("*.safetensors")}
 
 
@@ -187,10 +205,9 @@ def test_a_card_that_is_no_card_is_refused(root, text):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("part", ["encoder", "rnn"])
+@pytest.mark.parametrize("part", ["encoder", "rnn", "blend"])
 def test_a_card_with_a_hole_is_refused(root, part):
-    """Whichever entry of the networks' description is missing, the card is refused (or does without, as with a
-    hash that stands twice), but never breaks the program."""
+    """Whichever entry of the networks' description is missing, the card is refused and never breaks the program."""
     whole = json.loads((root / CARD).read_text())
     refused = set()
     for name in whole[part]:
@@ -200,7 +217,7 @@ def test_a_card_with_a_hole_is_refused(root, part):
         except ArtefactError:
             refused.add(name)
         (root / CARD).write_text(json.dumps(whole))
-    assert whole[part].keys() - refused <= {"file_sha256"}
+    assert whole[part].keys() == refused
 
 
 @pytest.mark.parametrize(
@@ -224,6 +241,27 @@ def test_a_card_with_a_hole_is_refused(root, part):
         pytest.param(lambda card: card["rnn"]["config"].update(more=0), id="unknown setting"),
         pytest.param(lambda card: card["rnn"]["files"][0].update(sha256=None), id="no hash of a model"),
         pytest.param(lambda card: card["rnn"]["files"][0].update(file=7), id="file of a number"),
+        pytest.param(lambda card: card["encoder"].pop("batch_size"), id="no batch"),
+        pytest.param(lambda card: card.pop("blend"), id="no blend"),
+        pytest.param(lambda card: card.update(blend=[]), id="blend of a list"),
+        *(
+            pytest.param(
+                lambda card, level=level, shares=shares: card["blend"].update({level: shares}), id=f"{level} {what}"
+            )
+            for level in Shares._fields
+            for what, shares in {
+                "above 1": [0.5] * 5 + [1.001],
+                "below 0": [-0.001] + [0.5] * 5,
+                "not a number": [0.5] * 5 + [float("nan")],
+                "five": [0.5] * 5,
+                "seven": [0.5] * 7,
+                "none": [],
+                "null": None,
+                "one for all": 0.5,
+                "text": "half",
+                "nested": [[0.5] * 6],
+            }.items()
+        ),
     ],
 )
 def test_a_card_that_does_not_describe_its_networks_is_refused(root, change):
@@ -241,6 +279,7 @@ def test_networks_that_do_not_fit_together_are_refused(tiny_encoder, tmp_path):
         encoder=tiny_encoder.spec,
         encoder_weights=tensor_bytes(tiny_encoder.network.state_dict()),
         models=[randomised(tiny_encoder.spec.dim + 1, 0)],
+        shares=SHARES,
         facts={},
     )
     with pytest.raises(ArtefactError):
@@ -250,7 +289,14 @@ def test_networks_that_do_not_fit_together_are_refused(tiny_encoder, tmp_path):
 def test_an_encoder_that_is_not_the_recorded_one_is_refused(tiny_encoder, models, tmp_path):
     """A bundle whose encoder's bytes are not those its spec records cannot be used."""
     tensors = {n: t + 1 if t.is_floating_point() else t for n, t in tiny_encoder.network.state_dict().items()}
-    save_bundle(tmp_path, encoder=tiny_encoder.spec, encoder_weights=tensor_bytes(tensors), models=models, facts={})
+    save_bundle(
+        tmp_path,
+        encoder=tiny_encoder.spec,
+        encoder_weights=tensor_bytes(tensors),
+        models=models,
+        shares=SHARES,
+        facts={},
+    )
     with pytest.raises(ArtefactError, match="SHA-256"):
         load_bundle(tmp_path, CPU)
 

@@ -38,9 +38,10 @@ from pydicom.uid import (
 
 from ich_seq import phantom
 from ich_seq.config import AIR_HU
-from ich_seq.dicom import TAGS, SliceHeader, list_files, read_header
+from ich_seq.dicom import TAGS, SliceHeader, read_header
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.reasons import EXCLUDED, Reason, Refused, Unused
+from ich_seq.studies import list_files
 
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 SYNTAXES = [*NATIVE, RLELossless]
@@ -719,7 +720,7 @@ def test_special_files_are_not_opened(tmp_path):
     dangling.symlink_to(tmp_path / "nowhere")
     looped.symlink_to(looped)
     assert refused(pipe).reason == Reason.NOT_REGULAR
-    assert refused(tmp_path).reason == Reason.NOT_REGULAR
+    assert refused(tmp_path).reason == Reason.UNREADABLE  # stands for the files of a folder that cannot be listed
     assert refused(dangling).reason == Reason.UNREADABLE
     assert refused(looped).reason == Reason.UNREADABLE
 

@@ -38,9 +38,20 @@ class Gadget:
         return Path.touch, (self.target,)
 
 
-def config_of(arch: str = TINY, source: str | Path = "random", size: int = SIZE, seed: int = 0, **slices) -> Config:
+def config_of(
+    arch: str = TINY,
+    source: str | Path = "random",
+    size: int = SIZE,
+    seed: int = 0,
+    batch_size: int = 2,
+    **slices,
+) -> Config:
     return Config.model_validate(
-        {"slices": {"size": size, **slices}, "encoder": {"arch": arch, "weights": str(source), "seed": seed}}
+        {
+            "slices": {"size": size, **slices},
+            "encoder": {"arch": arch, "weights": str(source), "seed": seed},
+            "extract": {"batch_size": batch_size},
+        }
     )
 
 
@@ -51,6 +62,14 @@ def head(slices: int, size: int = SIZE, seed: int = 0) -> torch.Tensor:
 
 def build(*args, **named) -> SliceEncoder:
     return build_encoder(config_of(*args, **named))
+
+
+def seen_at_once(encoder: SliceEncoder, hu: torch.Tensor) -> list[int]:
+    """How many slices the network gets in each forward pass."""
+    seen = []
+    with encoder.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
+        embed(encoder, hu)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +92,7 @@ def packaged() -> dict[str, torch.Tensor]:
 def test_the_width_is_what_a_slice_really_gives(arch, size):
     """`dim` equals the columns of a real embedding, also for networks whose `num_features` says otherwise."""
     encoder = build(arch, size=size)
-    embedded = embed(encoder, head(2, size), batch_size=2)
+    embedded = embed(encoder, head(2, size))
     assert embedded.shape == (2, encoder.spec.dim)
     assert embedded.dtype == torch.float32
     if arch in ("mobilenetv3_small_050", "test_mambaout"):
@@ -84,11 +103,14 @@ def test_the_width_is_what_a_slice_really_gives(arch, size):
 @pytest.mark.parametrize("neighbours", [[0], [-1, 0, 1]])
 def test_a_study_is_embedded_the_same_in_batches_of_any_size(arch, neighbours):
     """How many slices the network sees at once changes no embedding."""
-    encoder, hu = build(arch, neighbours=neighbours), head(7)
-    whole = embed(encoder, hu, batch_size=7)
+    encoder, hu = build(arch, neighbours=neighbours, batch_size=7), head(7)
+    assert seen_at_once(encoder, hu) == [7]
+    whole = embed(encoder, hu)
     assert whole.std() > 0
-    for batch_size in (1, 2, 3, 100):
-        torch.testing.assert_close(embed(encoder, hu, batch_size=batch_size), whole, atol=1e-5, rtol=0)
+    for batch_size, batches in ((1, [1] * 7), (2, [2, 2, 2, 1]), (3, [3, 3, 1]), (100, [7])):
+        encoder.spec = replace(encoder.spec, batch_size=batch_size)
+        assert seen_at_once(encoder, hu) == batches
+        torch.testing.assert_close(embed(encoder, hu), whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("neighbours", [(0,), (-1, 0, 1), (0, 2), (-3,)])
@@ -106,7 +128,7 @@ def test_a_slice_is_seen_with_its_neighbours_through_every_window(neighbours):
                 channels.append((shown - 0.5) / 0.5)
         rows.append(encoder.network(torch.stack(channels)[None])[0])
     assert encoder.spec.channels == len(neighbours) * 2
-    torch.testing.assert_close(embed(encoder, hu, batch_size=3), torch.stack(rows), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(embed(encoder, hu), torch.stack(rows), atol=1e-5, rtol=1e-4)
 
 
 def test_the_network_gets_its_own_mean_and_deviation():
@@ -124,7 +146,7 @@ def test_the_encoder_is_frozen_and_in_eval_mode(lite0):
     assert not any(module.training for module in lite0.modules())
     assert not any(p.requires_grad for p in lite0.parameters())
     before = tensor_bytes(lite0.state_dict())
-    embed(lite0, head(3), batch_size=2)
+    embed(lite0, head(3))
     assert tensor_bytes(lite0.state_dict()) == before
 
 
@@ -179,9 +201,7 @@ def test_nine_channels_are_adapted_from_three():
     plain, wide = build(LITE0, "imagenet"), build(LITE0, "imagenet", neighbours=[-1, 0, 1])
     assert wide.network.state_dict()["conv_stem.weight"].shape[1] == 9
     same_slice = head(1).repeat(3, 1, 1)
-    torch.testing.assert_close(
-        embed(wide, same_slice, batch_size=3), embed(plain, same_slice, batch_size=3), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(embed(wide, same_slice), embed(plain, same_slice), atol=1e-4, rtol=1e-4)
     assert wide.spec.fingerprint != plain.spec.fingerprint
 
 
@@ -255,7 +275,7 @@ def test_weights_from_a_file_are_that_files(tmp_path):
     first = build(seed=1)
     save_encoder(first, tmp_path / "w.safetensors")
     second = build(source=tmp_path / "w.safetensors", seed=2)
-    assert torch.equal(embed(first, head(3), batch_size=3), embed(second, head(3), batch_size=3))
+    assert torch.equal(embed(first, head(3)), embed(second, head(3)))
     assert second.spec.weights == f"file, sha256 {sha256_file(tmp_path / 'w.safetensors')}"
     assert str(tmp_path) not in json.dumps(asdict(second.spec))
 
@@ -356,7 +376,7 @@ def test_an_encoder_comes_back_bit_for_bit(tmp_path, arch):
     assert spec == encoder.spec
     assert spec.fingerprint == encoder.spec.fingerprint
     loaded = load_encoder(spec, tmp_path / "e.safetensors")
-    assert torch.equal(embed(loaded, head(4), batch_size=2), embed(encoder, head(4), batch_size=2))
+    assert torch.equal(embed(loaded, head(4)), embed(encoder, head(4)))
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
@@ -377,11 +397,11 @@ def test_the_same_settings_give_the_same_encoder():
     torch.rand(3)
     second = build()
     assert first.spec == second.spec
-    assert torch.equal(embed(first, head(2), batch_size=2), embed(second, head(2), batch_size=2))
+    assert torch.equal(embed(first, head(2)), embed(second, head(2)))
 
 
 def test_every_setting_that_moves_an_embedding_moves_the_fingerprint(tmp_path):
-    """Windows, their order, size, field, neighbours, weights and network each give another fingerprint."""
+    """Windows, their order, size, field, neighbours, weights, network and batch each give another fingerprint."""
     windows_hu = [(40, 80), (80, 200), (600, 2800)]
     encoders = [
         build(),
@@ -393,6 +413,7 @@ def test_every_setting_that_moves_an_embedding_moves_the_fingerprint(tmp_path):
         build(neighbours=[1, 0, -1]),
         build(seed=1),
         build("test_convnext2"),
+        build(batch_size=3),
     ]
     fingerprints = [e.spec.fingerprint for e in encoders]
     assert len(set(fingerprints)) == len(encoders)
@@ -413,6 +434,7 @@ def test_every_field_of_the_record_counts():
         "mean": (0.1,),
         "std": (0.1,),
         "dim": 7,
+        "batch_size": 11,
     }
     assert other.keys() == {f.name for f in fields(spec)}
     prints = sorted([spec.fingerprint, *(replace(spec, **{name: value}).fingerprint for name, value in other.items())])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from ich_seq.figures import Predicted, Truth, judge
+from ich_seq.figures import Predicted, Truth, judge, table
 from ich_seq.labels import LABELS
-from ich_seq.metrics import weighted_log_loss
+from ich_seq.metrics import Estimate, weighted_log_loss
 
 K = len(LABELS)
 ANY = LABELS.index("any")
@@ -60,7 +61,7 @@ def predicted(truth) -> dict[str, Predicted]:
 
 @pytest.fixture(scope="module")
 def figures(predicted, truth) -> dict:
-    return judge(predicted, truth, seed=0)
+    return judge(predicted, truth, seed=0, against="good")
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8), seed=st.integers(0, 1000))
@@ -138,22 +139,50 @@ def test_every_interval_holds_its_figure(figures):
                 assert estimate["low"] < estimate["value"] < estimate["high"]
 
 
-def test_differences_are_the_last_predictor_minus_each_other(figures, predicted, truth):
-    """Only the last predictor is compared, with each of the others, and the sign says what is better."""
+def test_differences_are_each_other_predictor_minus_the_one_named(figures, predicted, truth):
+    """Every predictor but the one named is compared with it, label by label, and the sign says what is better."""
     assert {name: [k for k in entry if k.startswith("difference_to_")] for name, entry in figures.items()} == {
-        "poor": [],
+        "poor": ["difference_to_good"],
         "good": [],
-        "twin": ["difference_to_poor", "difference_to_good"],
+        "twin": ["difference_to_good"],
     }
-    for other in ("poor", "good"):
-        difference = figures["twin"][f"difference_to_{other}"]
-        for figure, value in (
-            ("slice_loss", lambda name: weighted_log_loss(predicted[name].slices, truth.slices)),
-            ("slice_auc_any", lambda name: roc_auc_score(truth.slices[:, ANY], predicted[name].slices[:, ANY])),
-        ):
-            assert difference[figure]["value"] == pytest.approx(value("twin") - value(other), abs=2e-6)
-    assert figures["twin"]["difference_to_poor"]["slice_loss"]["high"] < 0
-    assert figures["twin"]["difference_to_poor"]["slice_auc_any"]["low"] > 0
+    for name in ("poor", "twin"):
+        difference = figures[name]["difference_to_good"]
+        assert difference.keys() == {"slice_loss", "slice_auc"}
+        losses = [weighted_log_loss(predicted[p].slices, truth.slices) for p in (name, "good")]
+        assert difference["slice_loss"]["value"] == pytest.approx(losses[0] - losses[1], abs=2e-6)
+        assert list(difference["slice_auc"]) == list(LABELS)
+        assert difference["slice_auc"]["epidural"] is None
+        for k, label in enumerate(LABELS):
+            if label != "epidural":
+                aucs = [roc_auc_score(truth.slices[:, k], predicted[p].slices[:, k]) for p in (name, "good")]
+                assert difference["slice_auc"][label]["value"] == pytest.approx(aucs[0] - aucs[1], abs=2e-6)
+    assert figures["poor"]["difference_to_good"]["slice_loss"]["low"] > 0
+    assert figures["poor"]["difference_to_good"]["slice_auc"]["any"]["high"] < 0
+
+
+def test_nothing_is_compared_unasked(figures, predicted, truth):
+    """Without a predictor to compare with there are no differences, and all other figures are the same."""
+    alone = judge(predicted, truth, seed=0)
+    assert alone == {name: {k: v for k, v in f.items() if k != "difference_to_good"} for name, f in figures.items()}
+
+
+def test_the_table_shows_any_with_intervals_and_every_label(figures):
+    """Two blocks, a row a predictor in each: `any` with its intervals, then the slices' AUC of each label."""
+    entries = figures | {"slice_logistic": figures["good"]}
+    summary, by_label = (
+        [re.split(r"\s{2,}", line.rstrip()) for line in block.split("\n")] for block in table(entries).split("\n\n")
+    )
+    assert summary[0] == ["", "slice AUC(any)", "study AUC(any)", "slice log loss", "study log loss"]
+    assert by_label[0] == ["slice AUC", *LABELS]
+    names = [name.replace("_", " ") for name in entries]
+    assert [row[0] for row in summary[1:]] == [row[0] for row in by_label[1:]] == names
+    for row, labels, entry in zip(summary[1:], by_label[1:], entries.values(), strict=True):
+        chosen = (entry["slice_auc"]["any"], entry["study_auc"]["any"], entry["slice_loss"], entry["study_loss"])
+        assert row[1:] == [str(Estimate(**figure)) for figure in chosen]
+        aucs = [entry["slice_auc"][label] for label in LABELS]
+        assert labels[1:] == ["-" if auc is None else f"{auc['value']:.3f}" for auc in aucs]
+        assert labels[1 + LABELS.index("epidural")] == "-"
 
 
 def width(estimate: dict[str, float]) -> float:
@@ -163,15 +192,15 @@ def width(estimate: dict[str, float]) -> float:
 def test_a_paired_difference_is_sharper_than_two_figures_apart(figures):
     """Predictors all but equal differ by little on the same patients, however uncertain each of them is by itself."""
     difference = figures["twin"]["difference_to_good"]
-    apart = {
-        "slice_loss": np.hypot(width(figures["twin"]["slice_loss"]), width(figures["good"]["slice_loss"])),
-        "slice_auc_any": np.hypot(
-            width(figures["twin"]["slice_auc"]["any"]), width(figures["good"]["slice_auc"]["any"])
-        ),
-    }
-    for figure, unpaired in apart.items():
-        assert width(difference[figure]) < unpaired / 5
-        assert width(difference[figure]) > 0
+    twin, good = figures["twin"], figures["good"]
+    pairs = [(difference["slice_loss"], twin["slice_loss"], good["slice_loss"])]
+    pairs += [
+        (difference["slice_auc"][label], twin["slice_auc"][label], good["slice_auc"][label])
+        for label in LABELS
+        if label != "epidural"
+    ]
+    for paired, one, other in pairs:
+        assert 0 < width(paired) < np.hypot(width(one), width(other)) / 5
 
 
 def test_slices_of_one_patient_are_no_independent_evidence():

@@ -21,6 +21,7 @@ from ich_seq.model import (
     Logits,
     SequenceModel,
     describe_positions,
+    ensemble_logits,
     sequence_loss,
     valid_steps,
     weighted_loss,
@@ -45,9 +46,9 @@ def fresh(layers: int = 2, position: bool = True) -> SequenceModel:
     return SequenceModel(D, settings_of(layers, position)).double().eval()
 
 
-def randomised(layers: int = 2, position: bool = True) -> SequenceModel:
+def randomised(layers: int = 2, position: bool = True, seed: int = 7) -> SequenceModel:
     """Give every parameter a random value: the heads of a fresh model are silent and would hide any leak."""
-    model, generator = fresh(layers, position), torch.Generator().manual_seed(7)
+    model, generator = fresh(layers, position), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -163,12 +164,13 @@ def test_no_gradient_reaches_the_padding(model, filling):
 
 
 def test_a_study_of_one_slice_says_of_itself_what_its_slice_says(model):
-    """N = 1 works, alone and among others, and the study's logits are its only slice's."""
+    """N = 1 works, alone and among others, and the study's logits are its only slice's and the studies' bias."""
     studies = make_studies([1, 7, 1], 5)
     for said in (say(model, [studies[0]]), say(model, studies)):
         slices, study = said[0]
         assert torch.isfinite(slices).all()
-        torch.testing.assert_close(slices[0], study)
+        torch.testing.assert_close(slices[0] + model.study_bias, study)
+    assert (model.study_bias.abs() > 1e-3).all()
 
 
 @pytest.mark.parametrize("lengths", [[3, 0], [0, 0], [5, 3], [-1, 3], [3], [3, 3, 3], [[3], [3]]], ids=str)
@@ -253,7 +255,7 @@ def plainly(model: SequenceModel, features: Tensor, positions: Tensor, base: Ten
     seen = torch.cat([context, projected], dim=1)
     slices = base + model.correction(seen)
     weight = torch.exp(slices + model.attention(seen))
-    return slices, (weight * slices).sum(dim=0) / weight.sum(dim=0)
+    return slices, (weight * slices).sum(dim=0) / weight.sum(dim=0) + model.study_bias
 
 
 @given(lengths=lengths_of_studies, seed=seeds)
@@ -264,6 +266,32 @@ def test_a_batch_says_what_a_plain_network_says_of_each_study(model, lengths, se
     with torch.no_grad():
         expected = [plainly(model, *study) for study in studies]
     assert_same(say(model, studies, with_base=True), expected)
+
+
+@given(lengths=lengths_of_studies, seed=seeds, filling=st.sampled_from([0.0, *JUNK]), extra=st.integers(0, 3))
+@quick
+def test_an_ensemble_says_what_a_loop_over_studies_and_models_says(model, lengths, seed, filling, extra):
+    """Base: the linear layer, a study its likeliest slice; refined: the mean of the models on each study alone."""
+    models = [model, *(randomised(model.config.layers, model.config.position, seed) for seed in (8, 9))]
+    for other in models[1:]:
+        other.base.load_state_dict(model.base.state_dict())
+    studies = make_studies(lengths, seed)
+    features, positions, ns, _ = batched(studies, filling=filling, extra=extra)
+    base, refined = ensemble_logits(models, features, positions, ns)
+    for logits in (base, refined):
+        assert logits.slices.shape == (*features.shape[:2], K)
+        assert logits.studies.shape == (len(studies), K)
+    for b, (own, places, _) in enumerate(studies):
+        n = len(own)
+        with torch.no_grad():
+            by_base = own @ model.base.weight.T + model.base.bias
+            said = [one(own[None], places[None], torch.tensor([n])) for one in models]
+        likeliest = [max(by_base[i, k].item() for i in range(n)) for k in range(K)]
+        assert_same([(base.slices[b, :n], base.studies[b])], [(by_base, torch.tensor(likeliest).double())])
+        mean_slices = sum(logits.slices[0] for logits in said) / 3
+        mean_study = sum(logits.studies[0] for logits in said) / 3
+        assert_same([(refined.slices[b, :n], refined.studies[b])], [(mean_slices, mean_study)])
+        assert (said[0].slices - said[1].slices).abs().max() > 1e-3  # models that differ
 
 
 def mirrored(model: SequenceModel) -> SequenceModel:

@@ -155,7 +155,8 @@ def test_the_card_says_what_the_bundle_is(bundle: Path, phantoms: PhantomSet) ->
     assert "not a medical device" in card["intended_use"]
     assert card["labels"] == list(LABELS)
     assert card["training"]["slices"] == phantoms.n_slices
-    assert set(card["figures"]) == {"constant", "position", "slice_logistic", "rnn"}
+    assert set(card["figures"]) == {"constant", "position", "slice_logistic", "rnn", "blend"}
+    assert set(card["figures"]["blend"]["difference_to_slice_logistic"]["slice_auc"]) == set(LABELS)
     assert set(card["figures"]["rnn"]["slice_loss"]) == {"value", "low", "high"}
 
 
@@ -221,6 +222,11 @@ def test_a_damaged_slice_costs_itself_only(phantoms: PhantomSet, bundle: Path, r
     assert result.exit_code == 3
     rejected = pd.read_csv(tmp_path / "out" / "rejected.csv")
     assert rejected[rejected["fate"] == "rejected"]["file"].tolist() == [path.name]
+    assert rejected.loc[rejected["fate"] == "rejected", "study_uid"].tolist() == [victim["study"]]
+    studies = pd.read_csv(tmp_path / "out" / "studies.csv")
+    assert studies.set_index("study_uid")["lost_slices"].to_dict() == {
+        uid: int(uid == victim["study"]) for uid in studies["study_uid"]
+    }
     before, after = pd.read_csv(results / "slices.csv"), pd.read_csv(tmp_path / "out" / "slices.csv")
     assert set(before["sop_uid"]) - set(after["sop_uid"]) == {victim["sop"]}
     others = before["study_uid"] != victim["study"]
@@ -282,3 +288,37 @@ def test_sigterm_ends_with_143(phantoms: PhantomSet, tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_a_failed_run_leaves_no_older_results(bundle: Path, results: Path, tmp_path: Path) -> None:
+    """Who reads studies.csv after a run that found nothing must not get another folder's patients."""
+    shutil.copytree(results, tmp_path / "out")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("no slice")
+    outcome = CliRunner().invoke(
+        cli, ["predict", str(tmp_path / "in"), "--bundle", str(bundle), "--out", str(tmp_path / "out"), "--quiet"]
+    )
+    assert outcome.exit_code == 4
+    assert {p.name for p in (tmp_path / "out").iterdir()} <= {"rejected.csv", ".lock"}
+
+
+def test_an_output_inside_the_input_changes_nothing(phantoms: PhantomSet, bundle: Path, tmp_path: Path) -> None:
+    """The second run does not see what the first one wrote."""
+    shutil.copytree(phantoms.dicom, tmp_path / "in")
+    out = tmp_path / "in" / "results"
+    run("predict", tmp_path / "in", "--bundle", bundle, "--out", out)
+    first = tree(out)
+    run("predict", tmp_path / "in", "--bundle", bundle, "--out", out)
+    assert tree(out) == first
+    assert json.loads(first["run.json"])["counts"]["files"] == phantoms.n_files
+
+
+def test_extracting_into_a_folder_of_others_leaves_their_files(
+    phantoms: PhantomSet, bundle: Path, tmp_path: Path
+) -> None:
+    """Files that this package did not write there as features are not its to remove."""
+    shutil.copytree(bundle, tmp_path / "out")
+    (tmp_path / "out" / "mine.safetensors").write_bytes(b"precious")
+    run("extract-features", phantoms.dicom, "--out", tmp_path / "out", *settings())
+    assert (tmp_path / "out" / "mine.safetensors").read_bytes() == b"precious"
+    assert tree(bundle).items() <= tree(tmp_path / "out").items()

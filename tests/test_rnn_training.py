@@ -15,15 +15,16 @@ from scipy.special import expit
 
 from ich_seq import ArtefactError, UsageError, rnn_training
 from ich_seq.baselines import fit_classifier
-from ich_seq.bundle import CARD, load_bundle
+from ich_seq.bundle import CARD, Shares, load_bundle
+from ich_seq.calibration import SHARES, choose_shares
 from ich_seq.config import Config
 from ich_seq.figures import Predicted
 from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
 from ich_seq.metrics import auc, weighted_log_loss
-from ich_seq.rnn_training import FoldedStudies, fit_ensemble, fit_model, predict_ensemble, train_rnn
+from ich_seq.rnn_training import Ensemble, FoldedStudies, fit_ensemble, fit_model, predict_ensemble, train_rnn
 from ich_seq.sequences import LabelledStudy
-from ich_seq.store import ENCODER, open_store
+from ich_seq.store import ENCODER, MANIFEST, open_store
 
 K, ANY = len(LABELS), LABELS.index("any")
 CPU = torch.device("cpu")
@@ -144,9 +145,9 @@ def test_the_card_describes_the_data(trained, given):
 
 
 def test_the_figures_are_out_of_fold(trained):
-    """Predicting each fold by what never saw it gives the card's figures, for both baselines and the ensemble."""
+    """Predicting each fold by what never saw it gives the card's figures, for baselines, ensemble and blend."""
     summary, data, _ = trained
-    said = {"constant": [], "slice_logistic": [], "rnn": []}
+    said = {"constant": [], "slice_logistic": [], "rnn": [], "blend": []}
     truth = []
     for fold in range(FOLDS):
         test = [s for s, f in zip(data.studies, data.folds, strict=True) if f == fold]
@@ -154,14 +155,21 @@ def test_the_figures_are_out_of_fold(trained):
         features = np.concatenate([s.features.features for s in train])
         targets = np.concatenate([s.targets for s in train])
         classifier = fit_classifier(features, targets, seed=CONFIG.train.seed)
-        models = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), CONFIG, CPU, without=frozenset({fold}))
+        ensemble = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), CONFIG, CPU, without=frozenset({fold}))
         lengths = [len(s) for s in test]
         truth += [s.targets for s in test]
-        said["constant"].append(Predicted.of_slices(np.tile(targets.mean(axis=0), (sum(lengths), 1)), lengths))
+        of_train_studies = np.stack([s.targets.max(axis=0) for s in train])
+        said["constant"].append(
+            Predicted(
+                slices=np.tile(targets.mean(axis=0), (sum(lengths), 1)),
+                studies=np.tile(of_train_studies.mean(axis=0), (len(test), 1)),
+            )
+        )
         logits = classifier.logits(np.concatenate([s.features.features for s in test])).astype(np.float64)
         said["slice_logistic"].append(Predicted.of_slices(expit(logits), lengths))
-        said["rnn"].append(predict_ensemble(models, test, CPU))
-    assert set(summary.figures) == {"constant", "position", "slice_logistic", "rnn"}
+        for name, predicted in predict_ensemble(ensemble, test, CPU).items():
+            said[name].append(predicted)
+    assert set(summary.figures) == {"constant", "position", "slice_logistic", "rnn", "blend"}
     of_slices, of_studies = np.concatenate(truth), np.stack([t.max(axis=0) for t in truth])
     for name, parts in said.items():
         whole = Predicted.joined(parts)
@@ -169,9 +177,9 @@ def test_the_figures_are_out_of_fold(trained):
         assert figures["slice_loss"]["value"] == pytest.approx(weighted_log_loss(whole.slices, of_slices), abs=2e-6)
         assert figures["study_loss"]["value"] == pytest.approx(weighted_log_loss(whole.studies, of_studies), abs=2e-6)
     assert json.loads((summary.out / CARD).read_text())["figures"] == summary.figures
-    assert {name for name in summary.figures["rnn"] if name.startswith("difference")} == {
-        f"difference_to_{name}" for name in ("constant", "position", "slice_logistic")
-    }
+    for name, figures in summary.figures.items():
+        differences = [entry for entry in figures if entry.startswith("difference")]
+        assert differences == ([] if name == "slice_logistic" else ["difference_to_slice_logistic"])
 
 
 # Refusals
@@ -207,6 +215,23 @@ def test_a_store_whose_encoder_was_changed_is_refused_before_training(given, tmp
     with pytest.raises(ArtefactError, match=ENCODER):
         train_rnn(store, given[1], tmp_path / "out", CONFIG, device="cpu")
     assert not (tmp_path / "out" / CARD).exists()
+
+
+def test_an_encoder_of_unknown_training_is_refused_unless_vouched_for(given, tmp_path):
+    """Weights from a file may have seen these patients: refused with the setting's name, and run once it is given."""
+    store = Path(shutil.copytree(given[0], tmp_path / "store"))
+    manifest = json.loads((store / MANIFEST).read_text())
+    manifest["encoder"]["weights"] = f"file, sha256 {'0' * 64}"
+    (store / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="unseen_by_encoder"):
+        train_rnn(store, given[1], tmp_path / "out", CONFIG, device="cpu")
+    assert not (tmp_path / "out").exists()
+    train = CONFIG.train.model_dump() | {"unseen_by_encoder": True, "epochs": 1}
+    vouched = Config.model_validate({"rnn": RNN, "train": train})
+    summary = train_rnn(store, given[1], tmp_path / "out", vouched, device="cpu")
+    card = load_bundle(summary.out, CPU).card
+    assert card["encoder"]["weights"] == manifest["encoder"]["weights"]
+    assert card["training"]["settings"]["train"]["unseen_by_encoder"] is True
 
 
 # No patient on two sides
@@ -292,18 +317,96 @@ def test_training_that_only_does_harm_leaves_the_base(trained):
     model = fit_model(FoldedStudies(data.studies, data.folds, 0), config, CPU, stop=1, without=without)
     test = data.of(without)
     logits = data.classifier(without).logits(np.concatenate([s.features.features for s in test]))
-    said = predict_ensemble([model], test, CPU)
-    assert said.slices == pytest.approx(expit(logits.astype(np.float64)), abs=1e-5)
+    half = np.full(K, 0.5)
+    said = predict_ensemble(Ensemble(models=[model], shares=Shares(half, half)), test, CPU)
+    assert said.keys() == {"rnn", "blend"}
+    for predicted in said.values():
+        assert predicted.slices == pytest.approx(expit(logits.astype(np.float64)), abs=1e-5)
 
 
 def test_a_study_is_predicted_the_same_in_any_company(trained):
     """An ensemble's probabilities of a study do not depend on the studies predicted with it."""
     _, data, _ = trained
-    models = fit_ensemble(data, CONFIG, CPU, without=frozenset({0}))
-    whole = predict_ensemble(models, data.studies, CPU)
-    alone = Predicted.joined([predict_ensemble(models, [study], CPU) for study in data.studies])
-    assert whole.slices == pytest.approx(alone.slices, abs=1e-5)
-    assert whole.studies == pytest.approx(alone.studies, abs=1e-5)
+    ensemble = fit_ensemble(data, CONFIG, CPU, without=frozenset({0}))
+    whole = predict_ensemble(ensemble, data.studies, CPU)
+    parts = [predict_ensemble(ensemble, [study], CPU) for study in data.studies]
+    for name in ("rnn", "blend"):
+        alone = Predicted.joined([part[name] for part in parts])
+        assert whole[name].slices == pytest.approx(alone.slices, abs=1e-5)
+        assert whole[name].studies == pytest.approx(alone.studies, abs=1e-5)
+
+
+def test_a_blend_is_what_the_bundle_says(trained):
+    """Predicted by the ensemble in one batch or by the bundle study by study, probabilities are the same."""
+    summary, data, _ = trained
+    bundle = load_bundle(summary.out, CPU)
+    shares = Shares(np.linspace(0, 1, K), np.linspace(1, 0, K))
+    ensemble = Ensemble(models=list(bundle.models), shares=shares)
+    said = predict_ensemble(ensemble, data.studies, CPU)["blend"]
+    by_bundle = [replace(bundle, shares=shares).predict(study.features) for study in data.studies]
+    assert said.slices == pytest.approx(np.concatenate([slices for slices, _ in by_bundle]), abs=1e-5)
+    assert said.studies == pytest.approx(np.stack([study for _, study in by_bundle]), abs=1e-5)
+
+
+def logits_alone(model, studies: list[LabelledStudy]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Base logits, the model's logits and targets, of all slices and of all studies; study by study, no batch."""
+    of_slices, of_studies = [], []
+    for study in studies:
+        features = torch.from_numpy(study.features.features).float()[None]
+        places, base = torch.from_numpy(study.features.positions_mm)[None], torch.from_numpy(study.base_logits).float()
+        with torch.no_grad():
+            said = model(features, places, torch.tensor([len(study)]), base[None])
+        of_slices.append((base.double().numpy(), said.slices[0].double().numpy(), study.targets))
+        whole = said.studies.double().numpy()
+        of_studies.append((base.double().numpy().max(axis=0)[None], whole, study.targets.max(axis=0)[None]))
+    return tuple(tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in (of_slices, of_studies))
+
+
+def test_the_shares_are_chosen_where_the_models_stopped(learnable, monkeypatch):
+    """Each model on the fold it stopped on, beside a base that did not see it: all rows together choose the shares."""
+    data, config = learnable
+    without = frozenset({0})
+    given = []
+    monkeypatch.setattr(rnn_training, "choose_shares", lambda *rows: given.append(rows) or choose_shares(*rows))
+    ensemble = fit_ensemble(data, config, CPU, without=without)
+    assert len(ensemble.models) == FOLDS - 1
+    parts = [
+        logits_alone(model, data.to_learn_from(frozenset({fold}), without))
+        for model, fold in zip(ensemble.models, (1, 2, 3), strict=True)
+    ]
+    for level, shares in enumerate(ensemble.shares):
+        base, refined, targets = (np.concatenate([part[level][i] for part in parts]) for i in range(3))
+        for rows, by_hand in zip(given[level], (base, refined, targets), strict=True):
+            np.testing.assert_allclose(rows, by_hand, atol=1e-4)
+        assert shares.tolist() == choose_shares(base, refined, targets).tolist()
+        assert set(shares.tolist()) <= set(SHARES)
+    told = [LABELS.index("subdural"), ANY]
+    assert (ensemble.shares.slices[told] > 0.5).all()  # the GRU knows what slices alone do not
+    assert (np.delete(ensemble.shares.slices, told) == 0).all()  # no positives, nothing to choose by
+
+
+def test_the_bundle_blends_as_the_ensemble_of_all_folds_does(trained):
+    """The shares on the card are those that all folds' models chose."""
+    summary, data, _ = trained
+    expected = fit_ensemble(data, CONFIG, CPU).shares
+    for loaded, chosen in zip(load_bundle(summary.out, CPU).shares, expected, strict=True):
+        assert loaded.tolist() == chosen.tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_loss_to_stop_by_counts_every_slice_and_every_study_once(trained, monkeypatch, batch):
+    """Whatever the batches: the metric of all slices laid end to end plus the studies' by their share."""
+    _, data, _ = trained
+    without = frozenset({0})
+    studies = data.to_learn_from(frozenset({1, 2, 3}), without)
+    model = fit_model(data, CONFIG, CPU, stop=1, without=without)
+    with torch.no_grad():
+        model.study_bias += torch.linspace(-1, 1, K)
+    (_, slices, slice_truth), (_, whole, study_truth) = logits_alone(model, studies)
+    of_studies = weighted_log_loss(expit(whole), study_truth)
+    expected = weighted_log_loss(expit(slices), slice_truth) + CONFIG.train.study_loss * of_studies
+    monkeypatch.setattr(rnn_training, "EVALUATION_BATCH", batch)
+    assert rnn_training._loss(model, studies, CONFIG.train, CPU) == pytest.approx(expected, abs=1e-6)
 
 
 def told_by_the_slice_below(name: str, make_study, rng: np.random.Generator) -> LabelledStudy:
@@ -320,20 +423,29 @@ def told_by_the_slice_below(name: str, make_study, rng: np.random.Generator) -> 
     return LabelledStudy(features=replace(study, features=features), targets=targets)
 
 
-def test_what_only_neighbours_know_is_learnt(make_study):
-    """A sign that the slice below carries is found by the GRU on patients it never saw; slices alone find nothing."""
+@pytest.fixture(scope="module")
+def learnable(make_study) -> tuple[FoldedStudies, Config]:
+    """Studies in which only neighbours know, and settings that let a small GRU learn from them."""
     rng = np.random.default_rng(0)
     studies = [told_by_the_slice_below(f"s{i}", make_study, rng) for i in range(40)]
     data = FoldedStudies(studies, np.arange(40) % FOLDS, 0)
     train = {"folds": FOLDS, "epochs": 20, "batch_studies": 8, "learning_rate": 0.02, "thin": 0.0, "reverse": 0.0}
-    config = Config.model_validate({"rnn": RNN | {"dropout": 0.0}, "train": train})
-    by_rnn, by_slice, truth = [], [], []
+    return data, Config.model_validate({"rnn": RNN | {"dropout": 0.0}, "train": train})
+
+
+def test_what_only_neighbours_know_is_learnt(learnable):
+    """A sign that the slice below carries is found by the GRU on patients it never saw; slices alone find nothing."""
+    data, config = learnable
+    by_rnn, by_blend, by_slice, truth = [], [], [], []
     for fold in (0, 1):
         away = frozenset({fold})
         test = data.of(away)
-        by_rnn.append(predict_ensemble(fit_ensemble(data, config, CPU, without=away), test, CPU).slices)
+        said = predict_ensemble(fit_ensemble(data, config, CPU, without=away), test, CPU)
+        by_rnn.append(said["rnn"].slices)
+        by_blend.append(said["blend"].slices)
         by_slice.append(data.classifier(away).logits(np.concatenate([s.features.features for s in test])))
         truth.append(np.concatenate([s.targets for s in test]))
     y = np.concatenate(truth)[:, ANY]
     assert auc(np.concatenate(by_rnn)[:, ANY], y) > 0.9
+    assert auc(np.concatenate(by_blend)[:, ANY], y) > 0.9
     assert abs(auc(np.concatenate(by_slice)[:, ANY].astype(np.float64), y) - 0.5) < 0.15

@@ -19,8 +19,8 @@ from hypothesis.extra import numpy as st_numpy
 from safetensors.numpy import save
 
 from ich_seq import ArtefactError, UsageError
-from ich_seq.files import sha256_file, short_hash
-from ich_seq.reasons import Reason, Unused
+from ich_seq.files import PARTIAL, sha256_file, short_hash
+from ich_seq.reasons import Reason, Unused, unused_csv
 from ich_seq.store import (
     ENCODER,
     JOURNAL,
@@ -33,7 +33,6 @@ from ich_seq.store import (
     decode_study,
     encode_study,
     open_store,
-    unused_csv,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,7 +232,7 @@ def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(tmp_path):
     assert len(seen) == KILLS
     assert len({int(count) for count, done in seen if done == "False"}) > 1, f"no kill hit a growing store: {seen}"
     expected, found = contents(peace), contents(war)
-    assert found.keys() - expected.keys() <= {name for name in found if name.endswith(".partial")}
+    assert found.keys() - expected.keys() <= {name for name in found if name.endswith(PARTIAL)}
     assert [name for name in expected if found.get(name) != expected[name]] == []
     assert len(open_store(war)) == 150
 
@@ -349,15 +348,37 @@ def test_a_study_that_lost_slices_is_in_the_store_but_tried_again(tmp_path):
 
 
 def test_stale_files_are_removed_when_the_store_is_closed(tmp_path):
-    """Studies that are no longer among the input leave the folder and the journal; other files stay."""
+    """Studies that are no longer among the input leave the folder and the journal; files of others stay."""
     closed(tmp_path, [study_of("1.2"), study_of("1.3")])
-    (tmp_path / "stray.safetensors").write_bytes(b"1")
     (tmp_path / "notes.txt").write_bytes(b"mine")
     closed(tmp_path, [study_of("1.3")])
     kept = {MANIFEST, STUDIES, REJECTED, ENCODER, JOURNAL, "notes.txt", file_of(tmp_path, "1.3").name}
     assert contents(tmp_path).keys() == kept
     assert open_store(tmp_path).studies["study_uid"].tolist() == ["1.3"]
     assert not StoreWriter(tmp_path, FINGERPRINT).has("1.2")
+
+
+@pytest.mark.parametrize("content", [b"1", encode_study(study_of("1.9"))], ids=["rubbish", "a study"])
+def test_a_file_that_the_journal_does_not_list_is_never_removed(tmp_path, content):
+    """A network or study of others survives every closing, whether it was there before the store or came after."""
+    tmp_path.joinpath("mine.safetensors").write_bytes(content)
+    closed(tmp_path, [study_of("1.2"), study_of("1.3")])
+    (tmp_path / "late.safetensors").write_bytes(content)
+    closed(tmp_path, [study_of("1.3")])
+    closed(tmp_path, [study_of("1.4")], "another encoder")
+    found = contents(tmp_path)
+    assert found["mine.safetensors"] == found["late.safetensors"] == content
+    studies = found.keys() - {MANIFEST, STUDIES, REJECTED, ENCODER, JOURNAL}
+    assert studies == {"mine.safetensors", "late.safetensors", file_of(tmp_path, "1.4").name}
+
+
+def test_a_harmed_file_that_the_journal_lists_is_removed_with_its_study(tmp_path):
+    """What the journal lists is the store's own, whole or not: it goes once its study is gone from the input."""
+    closed(tmp_path, [study_of("1.2"), study_of("1.3")])
+    flip(file_of(tmp_path, "1.2"))
+    closed(tmp_path, [study_of("1.3")])
+    assert not file_of(tmp_path, "1.2").exists()
+    assert file_of(tmp_path, "1.3").exists()
 
 
 def test_names_on_disk_tell_nothing(tmp_path):
@@ -421,6 +442,18 @@ def test_an_unfinished_store_is_refused_with_the_remedy(tmp_path):
         with pytest.raises(UsageError, match="is not a feature store") as refusal:
             open_store(other)
         assert "again" not in str(refusal.value)
+
+
+def test_a_store_that_is_regrown_is_not_whole_until_it_is_closed(store):
+    """From the first moment of another run the old manifest vouches for nothing; after it, all is as it was."""
+    whole = contents(store)
+    writer = StoreWriter(store, FINGERPRINT)
+    assert not (store / MANIFEST).exists()
+    with pytest.raises(UsageError, match=r"run extract-features again"):
+        open_store(store)
+    writer.close([f"1.2.{i}" for i in range(4)], unused_csv([]), {"counts": {"files": 9}})
+    assert contents(store) == whole
+    assert len(open_store(store)) == 4
 
 
 @pytest.mark.parametrize("name", [STUDIES, REJECTED])
@@ -492,10 +525,12 @@ def test_a_study_file_that_is_gone_is_refused(store):
 
 
 def test_the_list_of_unused_files_tells_fate_and_reason():
-    """One row a file, in the order given; names that are no Unicode come out as the bytes they are."""
+    """One row a file, in the order given, with its study; names that are no Unicode come out as the bytes they are."""
     name = b"slice-\xff.dcm".decode("utf-8", "surrogateescape")
-    told = unused_csv([Unused("a, b.dcm", Reason.NOT_CT, "An MR."), Unused(name, Reason.DECODE, "Broken.")])
+    told = unused_csv([Unused("a, b.dcm", Reason.NOT_CT, "An MR."), Unused(name, Reason.DECODE, "Broken.", "1.2.3")])
     assert told == (
-        b'file,fate,reason,detail\n"a, b.dcm",excluded,not_ct,An MR.\nslice-\xff.dcm,rejected,decode,Broken.\n'
+        b"file,fate,reason,detail,study_uid\n"
+        b'"a, b.dcm",excluded,not_ct,An MR.,\n'
+        b"slice-\xff.dcm,rejected,decode,Broken.,1.2.3\n"
     )
-    assert unused_csv([]) == b"file,fate,reason,detail\n"
+    assert unused_csv([]) == b"file,fate,reason,detail,study_uid\n"

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 
-from ich_seq import UsageError, phantom
+from ich_seq import NothingUsableError, UsageError, phantom
 from ich_seq.dicom import SliceHeader
 from ich_seq.reasons import Reason
 from ich_seq.studies import Findings, Geometry, Study, describe, find_studies, group_studies, order_slices
@@ -508,12 +508,14 @@ def test_one_file_may_be_given(tmp_path, write_slice):
     assert findings.n_files == 1
 
 
-@pytest.mark.parametrize("folder", ["missing", "empty", "hollow"])
-def test_a_folder_without_files_is_a_usage_error(tmp_path, folder):
-    """A folder that does not exist, is empty or holds only folders is named in the refusal."""
+@pytest.mark.parametrize(
+    ("folder", "error"), [("missing", UsageError), ("empty", NothingUsableError), ("hollow", NothingUsableError)]
+)
+def test_a_folder_without_files_is_named(tmp_path, folder, error):
+    """A folder that does not exist is a mistake, one that is empty or holds only folders holds nothing usable."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow/inner").mkdir(parents=True)
-    with pytest.raises(UsageError, match=str(tmp_path / folder)):
+    with pytest.raises(error, match=str(tmp_path / folder)):
         find_studies(tmp_path / folder)
 
 
@@ -522,3 +524,33 @@ def test_a_folder_of_nothing_usable_is_no_error_here(tmp_path):
     (tmp_path / "a.txt").write_text("no slice")
     findings = find_studies(tmp_path)
     assert (findings.studies, findings.n_files, reasons(findings)) == ((), 1, {"a.txt": Reason.OTHER_FILE})
+
+
+def test_one_sop_uid_for_two_patients_or_scales_is_a_conflict(tmp_path, write_slice):
+    """Files that agree in place but not in patient or pixel spacing are no copies of each other."""
+    for key, change in {"patient": {"PatientID": "B"}, "spacing": {"PixelSpacing": [0.9, 0.9]}}.items():
+        folder = tmp_path / key
+        folder.mkdir()
+        write_slice(folder / "a.dcm", SOPInstanceUID="1.2.3", PatientID="A")
+        write_slice(folder / "b.dcm", **({"SOPInstanceUID": "1.2.3", "PatientID": "A"} | change))
+        assert reasons(find_studies(folder)) == dict.fromkeys(("a.dcm", "b.dcm"), Reason.SOP_CONFLICT)
+
+
+def test_a_blank_patient_id_on_one_slice_does_not_make_another_patient(tmp_path, write_slice):
+    """The study's patient is the one that any of its slices names, wherever the slice lies."""
+    for z in range(3):
+        write_slice(
+            tmp_path / f"{z}.dcm",
+            SOPInstanceUID=f"1.2.{z}",
+            ImagePositionPatient=[0, 0, 5.0 * z],
+            PatientID="" if z == 0 else "P",
+        )
+    assert only(find_studies(tmp_path)).patient_id == "P"
+
+
+def test_the_folder_being_written_is_passed_over(tmp_path, write_slice):
+    """An output folder inside the input is no input, whatever it holds."""
+    write_slice(tmp_path / "a.dcm")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.dcm").write_bytes(b"of an earlier run")
+    assert find_studies(tmp_path, skip=tmp_path / "out").n_files == 1

@@ -87,13 +87,7 @@ def _judge_new(predictions: Sequence[StudyPrediction], labels: Path, seed: int) 
     """Return the figures of predictions against a label file; here each study counts as a patient."""
     known = read_labels(labels)
     targets = [known.targets(list(p.sop_uids)) for p in predictions]
-    uids = [p.study_uid for p in predictions]
-    truth = Truth(
-        slices=np.concatenate(targets),
-        studies=np.stack([t.max(axis=0) for t in targets]),
-        slice_patients=np.repeat(uids, [len(t) for t in targets]),
-        study_patients=np.array(uids),
-    )
+    truth = Truth.of_studies(targets, [p.study_uid for p in predictions])
     said = Predicted(
         slices=np.concatenate([p.slice_probabilities for p in predictions]),
         studies=np.stack([p.study_probabilities for p in predictions]),

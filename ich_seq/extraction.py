@@ -124,8 +124,7 @@ def _input_key(study: Study) -> str:
 
 def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], spec: EncoderSpec) -> ExtractionSummary:
     """Finish the store and sum it up; refuse to call an empty store a result."""
-    unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
-    counts = count_files(findings.n_files, unused)
+    unused, counts = account(findings, refused)
     if not counts.used:
         rejected = writer.root / REJECTED
         write_bytes(rejected, unused_csv(unused))
@@ -135,16 +134,18 @@ def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], spec:
     return ExtractionSummary(out=writer.root, studies=len(keys), counts=counts)
 
 
-def count_files(n_files: int, unused: Sequence[Unused]) -> Counts:
-    """Count what became of `n_files` files, given those that are no slice of a study."""
+def account(findings: Findings, refused: Sequence[Unused]) -> tuple[list[Unused], Counts]:
+    """Return every file that is no slice of a study, sorted, the later `refused` among them, and the counts of all."""
+    unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
     fates = Counter(u.fate for u in unused)
-    return Counts(
-        files=n_files,
-        used=n_files - len(unused),
+    counts = Counts(
+        files=findings.n_files,
+        used=findings.n_files - len(unused),
         excluded=fates["excluded"],
         rejected=fates["rejected"],
         reasons=dict(sorted(Counter(str(u.reason) for u in unused).items())),
     )
+    return unused, counts
 
 
 def embed_studies(studies: Iterable[Study], encoder: SliceEncoder, *, workers: int) -> Iterator[EmbeddedStudy]:

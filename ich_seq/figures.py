@@ -44,6 +44,16 @@ class Truth:
     slice_patients: NDArray[np.str_]
     study_patients: NDArray[np.str_]
 
+    @classmethod
+    def of_studies(cls, targets: Sequence[NDArray[np.uint8]], patients: Sequence[str]) -> Truth:
+        """Join the labels of B studies, (N, K) each, with the patient of each; a study is what any slice of it is."""
+        return cls(
+            slices=np.concatenate(targets),
+            studies=np.stack([t.max(axis=0) for t in targets]),
+            slice_patients=np.repeat(patients, [len(t) for t in targets]),
+            study_patients=np.array(patients),
+        )
+
 
 def judge(predicted: Mapping[str, Predicted], truth: Truth, *, seed: int, against: str | None = None) -> dict[str, Any]:
     """Return for each predictor its loss and AUCs with 95 % patient-bootstrap intervals, as JSON values.

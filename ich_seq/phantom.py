@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_seq import OutputError, UsageError
+from ich_seq.files import make_folder
 from ich_seq.labels import LABELS
 from ich_seq.phantom_anatomy import AIR_HU, Head, draw_bleed, draw_head
 from ich_seq.phantom_labels import DEMO_EPIDURAL, SLICES_MEAN, Doubles, draw_labels
@@ -435,7 +436,7 @@ def write_dataset(
     if n_studies < 1:
         raise UsageError(f"cannot write {n_studies} studies; ask for one or more")
     folder = out / "dicom"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if any(folder.iterdir()):
         raise OutputError(f"{folder} already holds files; name an empty folder")
     write = partial(_write_one, folder=folder, seed=seed, matrix=matrix, enrich=enrich)

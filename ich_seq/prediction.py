@@ -10,7 +10,7 @@ from pathlib import Path
 from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_device
-from ich_seq.extraction import Counts, count_files, default_workers, embed_studies
+from ich_seq.extraction import Counts, account, default_workers, embed_studies
 from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
@@ -57,8 +57,7 @@ def predict(
         findings = find_studies(root, skip=out, workers=workers, progress=progress)
         refused: list[Unused] = []
         predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused))
-        unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
-        counts = count_files(findings.n_files, unused)
+        unused, counts = account(findings, refused)
         write_bytes(out / REJECTED, unused_csv(unused))
         if not predictions:
             raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}.")

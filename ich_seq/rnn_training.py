@@ -112,13 +112,14 @@ def _folds(studies: Sequence[LabelledStudy], unlabelled: Sequence[str], options:
 class FoldedStudies:
     """Labelled studies and their folds, (B,), with a base classifier for every set of folds left out.
 
-    The same sets recur from network to network, so each classifier is fitted once.
+    The same sets recur from network to network, so each classifier is fitted and applied once.
     """
 
     def __init__(self, studies: Sequence[LabelledStudy], folds: Folds, seed: int) -> None:
         self.studies, self.folds, self.seed = studies, folds, seed
         self.numbers = frozenset(int(f) for f in folds)
         self._classifiers: dict[frozenset[int], SliceClassifier] = {}
+        self._prepared: dict[tuple[int, frozenset[int]], list[LabelledStudy]] = {}
 
     def of(self, folds: frozenset[int]) -> list[LabelledStudy]:
         """Return the studies of these folds, in order."""
@@ -133,11 +134,15 @@ class FoldedStudies:
 
     def to_learn_from(self, folds: frozenset[int], without: frozenset[int]) -> list[LabelledStudy]:
         """Return the studies of `folds`, with base logits of classifiers that saw neither their fold nor `without`."""
-        return [
-            replace(study, base_logits=self.classifier(without | {fold}).logits(study.features.features))
-            for fold in sorted(folds)
-            for study in self.of(frozenset({fold}))
-        ]
+        return [study for fold in sorted(folds) for study in self._prepare(fold, without | {fold})]
+
+    def _prepare(self, fold: int, unseen: frozenset[int]) -> list[LabelledStudy]:
+        if (fold, unseen) not in self._prepared:
+            base = self.classifier(unseen)
+            self._prepared[fold, unseen] = [
+                replace(study, base_logits=base.logits(study.features.features)) for study in self.of(frozenset({fold}))
+            ]
+        return self._prepared[fold, unseen]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,7 +309,8 @@ def _judge(data: FoldedStudies, config: Config, device: torch.device, progress: 
         tested += test
         progress("judging out of fold", len(parts), len(data.numbers))
     predicted = {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
-    return judge(predicted, _truth(tested), seed=config.train.seed, against="slice_logistic")
+    truth = Truth.of_studies([s.targets for s in tested], [s.features.patient_key for s in tested])
+    return judge(predicted, truth, seed=config.train.seed, against="slice_logistic")
 
 
 def _baselines(data: FoldedStudies, away: frozenset[int]) -> dict[str, Predicted]:
@@ -326,15 +332,6 @@ def _baselines(data: FoldedStudies, away: frozenset[int]) -> dict[str, Predicted
         "position": Predicted.of_slices(by_position(where, targets, new_where), lengths),
         "slice_logistic": Predicted.of_slices(expit(logits.astype(np.float64)), lengths),
     }
-
-
-def _truth(studies: Sequence[LabelledStudy]) -> Truth:
-    return Truth(
-        slices=_stack_targets(studies),
-        studies=np.stack([s.targets.max(axis=0) for s in studies]),
-        slice_patients=np.concatenate([np.repeat(s.features.patient_key, len(s)) for s in studies]),
-        study_patients=np.array([s.features.patient_key for s in studies]),
-    )
 
 
 def _stack_features(studies: Sequence[LabelledStudy]) -> NDArray[np.float16]:

@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 import numpy as np
 from pydicom import config as pydicom_config
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
@@ -43,6 +42,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ich_seq.elements import TAG_NUMBERS, integer, numbers, required, required_whole, text, whole, words
 from ich_seq.reasons import Reason, Refused, Unused
 
 NATIVE: dict[str, str] = {ImplicitVRLittleEndian: "<", ExplicitVRLittleEndian: "<", ExplicitVRBigEndian: ">"}
@@ -97,41 +97,8 @@ FIRST_PIXEL_TAG = 0x7FE00008
 UNDEFINED_LENGTH = 0xFFFFFFFF
 DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".dic", ".ima", ".img"}
 
-TAGS = [
-    "TransferSyntaxUID",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "PatientID",
-    "Modality",
-    "ImageType",
-    "AcquisitionNumber",
-    "InstanceNumber",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "RescaleIntercept",
-    "RescaleSlope",
-]
-"""All that is ever read of a header; names, dates and other patient text are not."""
-
 PYDICOM_STATE = threading.Lock()
 """pydicom's validation and Python's warning filters are the process's own; two threads must not swap them at once."""
-
-TAG_NUMBERS = [
-    number for keyword in ("SpecificCharacterSet", *TAGS) if (number := tag_for_keyword(keyword)) is not None
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +170,7 @@ def _read_header(path: Path, file: str) -> SliceHeader:
             header = replace(header, file_bytes=status.st_size, modified_ns=status.st_mtime_ns)
             return _locate_pixels(header, stream)
         except Refused as refusal:
-            refusal.study_uid = _text(dataset, "StudyInstanceUID")
+            refusal.study_uid = text(dataset, "StudyInstanceUID")
             raise
 
 
@@ -226,9 +193,9 @@ def _read_syntax(stream: BinaryIO) -> str:
     It is known before the rest is parsed, since parsing a deflated file inflates it whole.
     """
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != META_GROUP)
-    if _text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    if text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise Refused(Reason.DICOMDIR, "A DICOMDIR; the files it lists are read from the folder itself.")
-    syntax = _text(meta, "TransferSyntaxUID")
+    syntax = text(meta, "TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
         raise Refused(
             Reason.TRANSFER_SYNTAX,
@@ -250,18 +217,18 @@ def _parse(stream: BinaryIO, syntax: str) -> Dataset:
 
 def _check_kind(dataset: Dataset) -> None:
     """Leave out what is no single-frame CT slice at all, before asking more of it."""
-    sop_class = _text(dataset, "SOPClassUID")
+    sop_class = text(dataset, "SOPClassUID")
     if sop_class.startswith(SECONDARY_CAPTURE_ROOT):
         raise Refused(Reason.SECONDARY_CAPTURE, "A secondary capture (screenshot, dose page), not a CT slice.")
     if sop_class in MULTI_FRAME_CLASSES:
         raise Refused(
             Reason.MULTI_FRAME, "Multi-frame CT is not read; convert it to one file a slice (dcuncat, emf2sf)."
         )
-    modality = _text(dataset, "Modality")
+    modality = text(dataset, "Modality")
     if modality not in ("CT", "") or sop_class not in CT_CLASSES:
         raise Refused(Reason.NOT_CT, "Not a CT image, by its modality or SOP class.")
-    _required(dataset, "Modality")  # absent, the file is damaged rather than of another kind
-    if LOCALIZER_WORDS & {word.upper() for word in _words(dataset, "ImageType")}:
+    required(dataset, "Modality")  # absent, the file is damaged rather than of another kind
+    if LOCALIZER_WORDS & {word.upper() for word in words(dataset, "ImageType")}:
         raise Refused(Reason.LOCALIZER, "A scout view, by its image type.")
 
 
@@ -272,14 +239,14 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str) -> Slice
     return SliceHeader(
         path=path,
         file=file,
-        patient_id=_text(dataset, "PatientID"),
-        study_uid=_required(dataset, "StudyInstanceUID"),
-        series_uid=_required(dataset, "SeriesInstanceUID"),
-        sop_uid=_required(dataset, "SOPInstanceUID"),
+        patient_id=text(dataset, "PatientID"),
+        study_uid=required(dataset, "StudyInstanceUID"),
+        series_uid=required(dataset, "SeriesInstanceUID"),
+        sop_uid=required(dataset, "SOPInstanceUID"),
         transfer_syntax=_readable_syntax(syntax),
-        image_type=_words(dataset, "ImageType"),
-        acquisition=_whole(dataset, "AcquisitionNumber"),
-        instance=_whole(dataset, "InstanceNumber"),
+        image_type=words(dataset, "ImageType"),
+        acquisition=whole(dataset, "AcquisitionNumber"),
+        instance=whole(dataset, "InstanceNumber"),
         position_mm=_position(dataset),
         orientation=_orientation(dataset),
         rows=rows,
@@ -297,7 +264,7 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str) -> Slice
 
 
 def _dimensions(dataset: Dataset) -> tuple[int, int]:
-    rows, columns = _required_whole(dataset, "Rows"), _required_whole(dataset, "Columns")
+    rows, columns = required_whole(dataset, "Rows"), required_whole(dataset, "Columns")
     if not (MIN_SIDE <= rows <= MAX_SIDE and MIN_SIDE <= columns <= MAX_SIDE):
         raise Refused(
             Reason.DIMENSIONS, f"{rows} x {columns} pixels; a slice has {MIN_SIDE} to {MAX_SIDE} on each side."
@@ -307,14 +274,14 @@ def _dimensions(dataset: Dataset) -> tuple[int, int]:
 
 def _pixel_format(dataset: Dataset) -> tuple[int, bool]:
     """Return Bits Stored and whether the pixels are signed."""
-    if _whole(dataset, "NumberOfFrames", 1) > 1:
+    if whole(dataset, "NumberOfFrames", 1) > 1:
         raise Refused(Reason.MULTI_FRAME, "More than one frame in a file; convert it to one file a slice.")
-    colours = _text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
-    if _whole(dataset, "SamplesPerPixel", 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
+    colours = text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
+    if whole(dataset, "SamplesPerPixel", 1) != 1 or colours not in ("MONOCHROME1", "MONOCHROME2"):
         raise Refused(Reason.PIXEL_FORMAT, "Colour pixels cannot hold Hounsfield units.")
-    allocated, stored = _required_whole(dataset, "BitsAllocated"), _required_whole(dataset, "BitsStored")
-    representation = _required_whole(dataset, "PixelRepresentation")
-    if _whole(dataset, "HighBit", stored - 1) != stored - 1:
+    allocated, stored = required_whole(dataset, "BitsAllocated"), required_whole(dataset, "BitsStored")
+    representation = required_whole(dataset, "PixelRepresentation")
+    if whole(dataset, "HighBit", stored - 1) != stored - 1:
         raise Refused(Reason.PIXEL_FORMAT, "The stored bits are not the lowest ones (HighBit), as CT has them.")
     if allocated != MAX_BITS or not MIN_BITS <= stored <= MAX_BITS or representation not in (0, 1):
         raise Refused(
@@ -326,8 +293,8 @@ def _pixel_format(dataset: Dataset) -> tuple[int, bool]:
 
 
 def _rescale(dataset: Dataset) -> tuple[float, float]:
-    slope = _numbers(dataset, "RescaleSlope", 1, Reason.RESCALE)[0]
-    intercept = _numbers(dataset, "RescaleIntercept", 1, Reason.RESCALE)[0]
+    slope = numbers(dataset, "RescaleSlope", 1, Reason.RESCALE)[0]
+    intercept = numbers(dataset, "RescaleIntercept", 1, Reason.RESCALE)[0]
     if slope == 0 or max(abs(slope), abs(intercept)) > MAX_RESCALE:
         raise Refused(
             Reason.RESCALE, f"Rescale Slope {slope:g} and Intercept {intercept:g} cannot give Hounsfield units."
@@ -337,34 +304,37 @@ def _rescale(dataset: Dataset) -> tuple[float, float]:
 
 def _padding(dataset: Dataset, bits_stored: int, signed: bool) -> int | None:
     """Return the padding value as the stored bits hold it; some writers give it the other signedness."""
-    value = dataset.get("PixelPaddingValue")
-    if not isinstance(value, int):
+    value = integer(dataset, "PixelPaddingValue")
+    if value is None:
         return None
-    spare = MAX_BITS - bits_stored
-    shifted = np.array((value << spare) & 0xFFFF, np.uint16).astype(np.int16 if signed else np.uint16)
-    return int(shifted >> spare)
+    stored = value & ((1 << bits_stored) - 1)
+    return stored - (1 << bits_stored) if signed and stored >> (bits_stored - 1) else stored
 
 
 def _position(dataset: Dataset) -> tuple[float, float, float]:
-    x, y, z = _numbers(dataset, "ImagePositionPatient", 3, Reason.GEOMETRY)
+    x, y, z = numbers(dataset, "ImagePositionPatient", 3, Reason.GEOMETRY)
     if max(abs(x), abs(y), abs(z)) > MAX_POSITION_MM:
         raise Refused(Reason.GEOMETRY, "Image Position (Patient) lies outside of any scanner.")
     return x, y, z
 
 
 def _orientation(dataset: Dataset) -> tuple[float, float, float, float, float, float]:
-    o = _numbers(dataset, "ImageOrientationPatient", 6, Reason.GEOMETRY)
-    row, column = np.array(o[:3]), np.array(o[3:])
-    off = max(abs(float(row @ row) - 1), abs(float(column @ column) - 1), abs(float(row @ column)))
+    o = numbers(dataset, "ImageOrientationPatient", 6, Reason.GEOMETRY)
+    row, column = o[:3], o[3:]
+    off = max(abs(_dot(row, row) - 1), abs(_dot(column, column) - 1), abs(_dot(row, column)))
     if off > UNIT_TOLERANCE:
         raise Refused(Reason.GEOMETRY, "Image Orientation (Patient) is not a pair of unit vectors at a right angle.")
-    if abs(float(np.cross(row, column)[2])) < AXIAL_COSINE:
+    if abs(row[0] * column[1] - row[1] * column[0]) < AXIAL_COSINE:  # of their cross product, the part along the body
         raise Refused(Reason.NOT_AXIAL, "The slice is turned more than 45 degrees from axial.")
     return (o[0], o[1], o[2], o[3], o[4], o[5])
 
 
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
 def _spacing(dataset: Dataset) -> tuple[float, float]:
-    between_rows, between_columns = _numbers(dataset, "PixelSpacing", 2, Reason.GEOMETRY)
+    between_rows, between_columns = numbers(dataset, "PixelSpacing", 2, Reason.GEOMETRY)
     if min(between_rows, between_columns) < MIN_SPACING_MM or max(between_rows, between_columns) > MAX_SPACING_MM:
         raise Refused(
             Reason.GEOMETRY,
@@ -409,52 +379,3 @@ def _locate_pixels(header: SliceHeader, stream: BinaryIO) -> SliceHeader:
     if held < expected:
         raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {held} of {expected} bytes; copy the file again.")
     return replace(header, pixel_offset=offset)
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
-    return "" if value is None else str(value).strip(" \0")
-
-
-def _words(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    value = dataset.get(keyword)
-    values = [value] if isinstance(value, str) else value or []
-    return tuple(str(v).strip() for v in values)
-
-
-def _required(dataset: Dataset, keyword: str) -> str:
-    text = _text(dataset, keyword)
-    if not text:
-        raise Refused(Reason.MISSING_TAG, f"{keyword} is absent or empty.")
-    return text
-
-
-def _whole(dataset: Dataset, keyword: str, default: int = 0) -> int:
-    """Return a whole number that may be absent; one that cannot be read counts as absent."""
-    try:
-        value = dataset.get(keyword)
-        return default if value is None else int(value)
-    except (TypeError, ValueError, OverflowError):
-        return default
-
-
-def _required_whole(dataset: Dataset, keyword: str) -> int:
-    value = dataset.get(keyword)
-    if not isinstance(value, int):
-        raise Refused(Reason.MISSING_TAG, f"{keyword} is absent or no whole number.")
-    return int(value)
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int, reason: Reason) -> tuple[float, ...]:
-    """Return `count` finite numbers. Refused: absent (MISSING_TAG); too few, too many, not finite (`reason`)."""
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        raise Refused(Reason.MISSING_TAG, f"{keyword} is absent or empty.")
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    try:
-        numbers = tuple(float(v) for v in values)
-    except (TypeError, ValueError, OverflowError):
-        raise Refused(reason, f"{keyword} is not a number.") from None
-    if len(numbers) != count or not all(math.isfinite(n) for n in numbers):
-        raise Refused(reason, f"{keyword} is not {count} finite number{'s' if count > 1 else ''}.")
-    return numbers

@@ -81,7 +81,10 @@ def to_hounsfield(stored: NDArray[np.integer[Any]], header: SliceHeader) -> NDAr
 
 
 def _padded(stored: NDArray[np.integer[Any]], header: SliceHeader) -> NDArray[np.bool_] | None:
-    """Return where the padding is, (H, W), if its value is no tissue; one that is would punch holes into the brain."""
-    if header.padding is None or AIR_HU < header.padding * header.slope + header.intercept < DENSEST_HU:
+    """Return where padding denser than any tissue is, (H, W), or None.
+
+    A value that could be tissue would punch holes into the brain; one below air is raised to it like any other.
+    """
+    if header.padding is None or header.padding * header.slope + header.intercept < DENSEST_HU:
         return None
     return np.asarray(stored == header.padding)

@@ -58,5 +58,5 @@ def apply(hu: Tensor, windows_hu: Sequence[tuple[float, float]]) -> Tensor:
     level + width/2 and above 1.
     """
     level, width = torch.tensor(windows_hu, dtype=hu.dtype, device=hu.device).T[..., None, None]
-    shown: Tensor = ((hu[:, :, None] - level) / width + 0.5).clamp(0, 1)
+    shown = torch.addcmul(0.5 - level / width, hu[:, :, None], 1 / width).clamp_(0, 1)
     return shown.flatten(1, 2)

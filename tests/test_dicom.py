@@ -38,7 +38,8 @@ from pydicom.uid import (
 
 from ich_seq import phantom
 from ich_seq.config import AIR_HU
-from ich_seq.dicom import TAGS, SliceHeader, read_header
+from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.elements import KEYWORDS
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.reasons import EXCLUDED, Reason, Refused, Unused
 from ich_seq.studies import list_files
@@ -440,8 +441,8 @@ def test_no_patient_text_is_read(tmp_path, write_slice, syntax, drop):
 
 def test_no_element_that_may_name_a_person_is_asked_for():
     """Among the elements read there is no name, date, time, age or free text."""
-    assert not {dictionary_VR(keyword) for keyword in TAGS} & {"PN", "DA", "TM", "DT", "AS", "LT", "ST", "UT", "UC"}
-    assert [keyword for keyword in TAGS if keyword.startswith("Patient")] == ["PatientID"]
+    assert not {dictionary_VR(keyword) for keyword in KEYWORDS} & {"PN", "DA", "TM", "DT", "AS", "LT", "ST", "UT", "UC"}
+    assert [keyword for keyword in KEYWORDS if keyword.startswith("Patient")] == ["PatientID"]
 
 
 # ---- headers that are not -----------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""The elements of a DICOM header as plain values, straight from their bytes.
+
+pydicom finds them; its own conversion of each would take most of the time of a header.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+from ich_seq.reasons import Reason, Refused
+
+KEYWORDS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "Modality",
+    "ImageType",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "RescaleIntercept",
+    "RescaleSlope",
+]
+"""All that is ever read of a header; names, dates and other patient text are not."""
+
+TAGS = {keyword: Tag(keyword) for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID", *KEYWORDS)}
+TAG_NUMBERS = [int(TAGS[keyword]) for keyword in KEYWORDS]
+
+BINARY = {
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+}
+"""Elements that are two binary bytes where the file does not state another VR (PS3.6)."""
+
+
+def _raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
+    """Return an element as its bytes, or None if it is absent or empty."""
+    try:
+        element: Any = dataset.get_item(TAGS[keyword])
+    except KeyError:
+        return None
+    return element if isinstance(element, RawDataElement) and element.value else None
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """Return an element as text without the padding around it, empty if it is absent."""
+    element = _raw(dataset, keyword)
+    return "" if element is None else bytes(element.value or b"").decode("latin-1").strip(" \0")
+
+
+def words(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return the values of an element as texts, none if it is absent."""
+    value = text(dataset, keyword)
+    return tuple(word.strip() for word in value.split("\\")) if value else ()
+
+
+def required(dataset: Dataset, keyword: str) -> str:
+    """Return an element as text. Refused (MISSING_TAG) if it is absent or empty."""
+    value = text(dataset, keyword)
+    if not value:
+        raise Refused(Reason.MISSING_TAG, f"{keyword} is absent or empty.")
+    return value
+
+
+def whole(dataset: Dataset, keyword: str, default: int = 0) -> int:
+    """Return a whole number that may be absent; one that cannot be read counts as absent."""
+    value = integer(dataset, keyword)
+    return default if value is None else value
+
+
+def required_whole(dataset: Dataset, keyword: str) -> int:
+    """Return a whole number. Refused (MISSING_TAG) if it is absent or none."""
+    value = integer(dataset, keyword)
+    if value is None:
+        raise Refused(Reason.MISSING_TAG, f"{keyword} is absent or no whole number.")
+    return value
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """Return one integer, binary or in digits as the file's VR says, or None if it is absent or no whole number."""
+    element = _raw(dataset, keyword)
+    if element is None:
+        return None
+    value = bytes(element.value or b"")
+    if element.VR in ("US", "SS") or (element.VR is None and keyword in BINARY):
+        order: Literal["little", "big"] = "little" if element.is_little_endian else "big"
+        if len(value) % 2:
+            raise Refused(Reason.DAMAGED_HEADER, f"{keyword} has an impossible length.")
+        return int.from_bytes(value, order, signed=element.VR == "SS") if len(value) == 2 else None
+    try:
+        number = float(value.decode("latin-1").strip(" \0"))
+        return int(number) if number.is_integer() else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def numbers(dataset: Dataset, keyword: str, count: int, reason: Reason) -> tuple[float, ...]:
+    """Return `count` finite numbers. Refused: absent (MISSING_TAG); too few, too many, not finite (`reason`)."""
+    given = words(dataset, keyword)
+    if not given:
+        raise Refused(Reason.MISSING_TAG, f"{keyword} is absent or empty.")
+    try:
+        values = tuple(float(value) for value in given)
+    except ValueError:
+        raise Refused(reason, f"{keyword} is not a number.") from None
+    if len(values) != count or not all(math.isfinite(value) for value in values):
+        raise Refused(reason, f"{keyword} is not {count} finite number{'s' if count > 1 else ''}.")
+    return values

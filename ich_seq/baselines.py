@@ -26,6 +26,14 @@ def constant(targets: NDArray[np.uint8], count: int) -> Floats:
     return np.tile(targets.mean(axis=0), (count, 1))
 
 
+def relative_positions(positions_mm: Floats) -> Floats:
+    """Return where N slices lie between the study's first (0) and last (1); 0.5 if all lie at one place."""
+    span = positions_mm[-1] - positions_mm[0]
+    if span <= 0:
+        return np.full(len(positions_mm), 0.5)
+    return np.asarray((positions_mm - positions_mm[0]) / span)
+
+
 def by_position(relative: Floats, targets: NDArray[np.uint8], new_relative: Floats) -> Floats:
     """Predict the training prevalence at a slice's relative position (0 feet to 1 head), smoothed.
 

@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,13 +40,52 @@ class Encoder(Section):
 
     arch: str = "tf_efficientnet_lite0"
     weights: str = "imagenet"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
+
+
+class Augment(Section):
+    """How a slice is varied each time it is shown in training."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    shift: float = Field(default=0.08, ge=0, lt=0.5)
+    scale: float = Field(default=0.12, ge=0, lt=0.7)
+    rotate_deg: float = Field(default=20.0, ge=0, le=180)
+    erase: float = Field(default=0.25, ge=0, le=1)
+    window: float = Field(default=0.1, ge=0, lt=0.7)
+    turn: float = Field(default=0.5, ge=0, le=1)
+
+
+class Cnn(Section):
+    """How the encoder is trained."""
+
+    folds: int = Field(default=5, ge=2)
+    seed: int = Field(default=0, ge=0)
+    epochs: int = Field(default=8, ge=1)
+    batch_slices: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    sampling: Literal["all", "centre", "balanced"] = "all"
+    study_slices: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    head_epochs: float = Field(default=0.5, ge=0)
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    patience: int = Field(default=0, ge=0)
+    checkpoint_minutes: float = Field(default=10.0, ge=0)
 
 
 class Extract(Section):
     """How the encoder is run."""
 
     batch_size: int = Field(default=32, ge=1)
+    views: int = Field(default=1, ge=1, le=8)
+    engine: Literal["torch", "openvino"] = "torch"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class Rnn(Section):
@@ -62,9 +101,9 @@ class Rnn(Section):
 class Train(Section):
     """How the sequence model is trained."""
 
-    unseen_by_encoder: bool = False
+    allow_in_sample: bool = False
     folds: int = Field(default=5, ge=3)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     epochs: int = Field(default=40, ge=1)
     batch_studies: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -82,6 +121,8 @@ class Config(Section):
 
     slices: Slices = Slices()
     encoder: Encoder = Encoder()
+    augment: Augment = Augment()
+    cnn: Cnn = Cnn()
     extract: Extract = Extract()
     rnn: Rnn = Rnn()
     train: Train = Train()
@@ -135,8 +176,9 @@ def _sentence(error: Any) -> str:
     """Turn one of pydantic's errors into a sentence with the remedy."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, _known_keys(), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_known_keys())}."
+        same = [key for key in _known_keys() if key.rpartition(".")[2] == where]
+        near = same or difflib.get_close_matches(where, _known_keys(), n=1, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(_known_keys())}."
         return f"unknown key {where}{hint}"
     return f"{where}: {error['msg']} (given: {error['input']!r})."
 

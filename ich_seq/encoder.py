@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ich_seq import UsageError, windows
 from ich_seq.config import Config
 from ich_seq.files import sha256_bytes, short_hash
+from ich_seq.labels import LABELS
 from ich_seq.weights import fill, read_tensors, tensor_bytes, write_tensors
+
+HEAD = "slice_head."
+"""Prefix of the slice head's tensors in an encoder's file; timm names nothing so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSpec:
-    """All that decides an embedding but the weights' values, whose SHA-256 it holds. Plain JSON values.
+    """Which network an embedding comes from, and what it is shown: plain JSON values.
 
-    `batch_size`, slices in a forward pass, is part of it since it can move the last bit.
+    Together with the weights' values, whose SHA-256 it holds, and the `Execution` it decides an embedding.
+    `head` tells whether the file holds a slice classifier too.
     """
 
     arch: str
@@ -35,7 +42,7 @@ class EncoderSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dim: int
-    batch_size: int
+    head: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -62,22 +69,29 @@ class EncoderSpec:
 
 
 class SliceEncoder(nn.Module):
-    """A timm network without its classifier: HU in, embeddings out; windows and normalisation inside."""
+    """A timm network without its classifier: HU in, embeddings out; windows and normalisation inside.
+
+    `head` is the linear classifier that makes slice logits of embeddings, (M, D) -> (M, K); None if the
+    network was never trained for these labels.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, spec: EncoderSpec) -> None:
+    def __init__(self, network: nn.Module, spec: EncoderSpec, head: nn.Linear | None = None) -> None:
         super().__init__()
-        self.network, self.spec = network, spec
+        self.network, self.spec, self.head = network, spec, head
         self.register_buffer("mean", _per_channel(spec.mean, spec.channels), persistent=False)
         self.register_buffer("std", _per_channel(spec.std, spec.channels), persistent=False)
 
     def forward(self, hu: Tensor) -> Tensor:
         """Embed M slices with their J neighbours, (M, J, S, S) HU, as (M, D) float32."""
-        shown = windows.apply(hu, self.spec.windows_hu)
-        normalised = (shown - self.mean) / self.std
-        embedded: Tensor = self.network(normalised.contiguous(memory_format=torch.channels_last))
+        return self.embed_shown(windows.apply(hu, self.spec.windows_hu))
+
+    def embed_shown(self, shown: Tensor) -> Tensor:
+        """Embed M slices that windows were applied to already, (M, C, S, S) in [0, 1]."""
+        rows_last = shown.contiguous(memory_format=torch.channels_last)
+        embedded: Tensor = self.network(torch.addcmul(-self.mean / self.std, rows_last, 1 / self.std))
         return embedded.flatten(1).float()
 
 
@@ -86,15 +100,16 @@ def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
     return torch.tensor([values[c % len(values)] for c in range(channels)]).view(1, -1, 1, 1)
 
 
-def build_encoder(config: Config) -> SliceEncoder:
-    """Build the encoder that the settings name, with its weights, in eval mode on the CPU.
+def build_encoder(config: Config, *, drop_path: float = 0.0) -> SliceEncoder:
+    """Build the encoder that the settings name, with its weights and no head, in eval mode on the CPU.
 
-    Raises UsageError for a name timm does not know or weights that cannot be had.
+    `drop_path` is the rate of stochastic depth in training, for networks that have it. Raises UsageError
+    for a name timm does not know or weights that cannot be had.
     """
     slices, chosen = config.slices, config.encoder
     channels = len(slices.windows_hu) * len(slices.neighbours)
     torch.manual_seed(chosen.seed)
-    network = _network(chosen.arch, channels)
+    network = _network(chosen.arch, channels, drop_path)
     source = fill(network, chosen.arch, chosen.weights)
     cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
     spec = EncoderSpec(
@@ -108,16 +123,19 @@ def build_encoder(config: Config) -> SliceEncoder:
         mean=tuple(cfg.get("mean", (0.5,))),
         std=tuple(cfg.get("std", (0.5,))),
         dim=_width(network, chosen.arch, channels, slices.size),
-        batch_size=config.extract.batch_size,
     )
-    return _ready(network, spec)
+    return _ready(SliceEncoder(network, spec))
 
 
-def _network(arch: str, channels: int) -> nn.Module:
+def _network(arch: str, channels: int, drop_path: float = 0.0) -> nn.Module:
     if not timm.is_model(arch):
         near = ", ".join(difflib.get_close_matches(arch, timm.list_models(), n=5))
         raise UsageError(f"timm knows no network {arch!r}{f'; near it are {near}' if near else ''}.")
-    network: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=channels)
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        network: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=channels, **options)
+    except TypeError as error:
+        raise UsageError(f"{arch} knows no stochastic depth; set cnn.drop_path to 0.") from error
     return network
 
 
@@ -131,28 +149,41 @@ def _width(network: nn.Module, arch: str, channels: int, size: int) -> int:
         raise UsageError(f"{arch} cannot take slices of {size} x {size} ({error}); change slices.size.") from error
 
 
-def _ready(network: nn.Module, spec: EncoderSpec) -> SliceEncoder:
-    encoder = SliceEncoder(network, spec).eval().requires_grad_(False)
-    return encoder.to(memory_format=torch.channels_last)
+def new_head(dim: int) -> nn.Linear:
+    """Return a linear slice head, (M, D) -> (M, K)."""
+    return nn.Linear(dim, len(LABELS))
 
 
-def save_encoder(encoder: SliceEncoder, path: Path) -> None:
-    """Write the encoder's weights as safetensors; `spec.sha256` is the file's own."""
-    write_tensors(path, encoder.network.state_dict())
+def with_head(encoder: SliceEncoder, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> SliceEncoder:
+    """Return an encoder with a head of these weights, (K, D) and (K,); its spec vouches for the whole."""
+    head = new_head(encoder.spec.dim)
+    head.weight.data, head.bias.data = torch.from_numpy(weight.copy()), torch.from_numpy(bias.copy())
+    headed = SliceEncoder(encoder.network, encoder.spec, head)
+    headed.spec = replace(encoder.spec, head=True, sha256=sha256_bytes(tensor_bytes(encoder_tensors(headed))))
+    return _ready(headed)
+
+
+def _ready(encoder: SliceEncoder) -> SliceEncoder:
+    return encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def encoder_tensors(encoder: SliceEncoder) -> dict[str, Tensor]:
+    """Return the tensors of an encoder's file: the network's under timm's names, the head's under `HEAD`."""
+    head = {} if encoder.head is None else encoder.head.state_dict()
+    return encoder.network.state_dict() | {HEAD + name: tensor for name, tensor in head.items()}
+
+
+def save_encoder(encoder: SliceEncoder, path: Path) -> str:
+    """Write the encoder's weights as safetensors; return the file's SHA-256."""
+    return write_tensors(path, encoder_tensors(encoder))
 
 
 def load_encoder(spec: EncoderSpec, path: Path) -> SliceEncoder:
     """Rebuild an encoder from its spec and its weights. Raises ArtefactError if the file is not the one meant."""
     tensors = read_tensors(path, spec.sha256)
-    network = _network(spec.arch, spec.channels)
-    network.load_state_dict(tensors)
-    return _ready(network, spec)
-
-
-@torch.inference_mode()
-def embed(encoder: SliceEncoder, hu: Tensor) -> Tensor:
-    """Embed the N sorted slices of one study, (N, S, S) HU on the CPU, as (N, D) float32 on the CPU."""
-    device = next(encoder.parameters()).device
-    hu = hu.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else hu.to(device)
-    stacked = windows.with_neighbours(hu, encoder.spec.neighbours)
-    return torch.cat([encoder(part).cpu() for part in torch.split(stacked, encoder.spec.batch_size)])
+    encoder = SliceEncoder(_network(spec.arch, spec.channels), spec, new_head(spec.dim) if spec.head else None)
+    in_head = {name for name in tensors if name.startswith(HEAD)}
+    encoder.network.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in in_head})
+    if encoder.head is not None:
+        encoder.head.load_state_dict({name.removeprefix(HEAD): tensors[name] for name in in_head})
+    return _ready(encoder)

@@ -55,7 +55,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines: sorted keys, two blanks, no NaN, a line feed at the end."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))  # names that are no UTF-8
 
 
 def make_folder(path: Path) -> None:

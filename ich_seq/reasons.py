@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Reason(StrEnum):
@@ -65,6 +66,11 @@ class Unused:
     def fate(self) -> str:
         """Return "excluded" (a sound file, left out by rule) or "rejected" (something is wrong with it)."""
         return "excluded" if self.reason in EXCLUDED else "rejected"
+
+
+def unused_from_json(value: dict[str, Any]) -> Unused:
+    """Read back what `dataclasses.asdict` wrote of an `Unused`."""
+    return Unused(**value | {"reason": Reason(value["reason"])})
 
 
 class Refused(Exception):  # noqa: N818 - a verdict, not an error of ours

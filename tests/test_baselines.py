@@ -10,7 +10,15 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ich_seq import baselines
-from ich_seq.baselines import MAX_FIT_SLICES, POSITION_BINS, RIDGE, by_position, constant, fit_classifier
+from ich_seq.baselines import (
+    MAX_FIT_SLICES,
+    POSITION_BINS,
+    RIDGE,
+    by_position,
+    constant,
+    fit_classifier,
+    relative_positions,
+)
 from ich_seq.labels import LABELS
 from ich_seq.metrics import auc, weighted_log_loss
 
@@ -53,6 +61,19 @@ def test_no_constant_beats_the_prevalence(seed, count):
     y = rng.integers(0, 2, (count, K)).astype(np.uint8)
     other = np.tile(rng.uniform(size=K), (count, 1))
     assert weighted_log_loss(constant(y, count), y) <= weighted_log_loss(other, y) + 1e-4  # the clip's share
+
+
+@given(start=st.floats(-500, 500), steps=st.lists(st.sampled_from([0.0, 0.625, 2.5, 5.0]), max_size=11))
+@settings(deadline=None, max_examples=30)
+def test_relative_positions_run_from_feet_to_head(start, steps):
+    """The first slice lies at 0, the last at 1, the others in proportion; all at 0.5 where they share one place."""
+    mm = start + np.cumsum([0.0, *steps])
+    told = relative_positions(mm)
+    if mm[-1] == mm[0]:
+        assert told.tolist() == [0.5] * len(mm)
+    else:
+        assert told == pytest.approx([(x - mm[0]) / (mm[-1] - mm[0]) for x in mm])
+        assert (told[0], told[-1]) == (0, 1)
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 80), new=st.integers(0, 30))

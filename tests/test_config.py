@@ -77,6 +77,8 @@ def test_set_wins_over_the_file_and_the_last_set_over_the_first(tmp_path):
         ("rnn.position=false", False),
         ("slices.neighbours=[-1, 0, 1]", (-1, 0, 1)),
         ("slices.windows_hu=[[40, 80]]", ((40, 80),)),
+        ("extract.engine=openvino", "openvino"),
+        ("train.allow_in_sample=true", True),
         ("encoder.arch=resnet18", "resnet18"),
         ('encoder.arch="resnet18"', "resnet18"),
         ("encoder.arch=tf_efficientnetv2_s.in21k_ft_in1k", "tf_efficientnetv2_s.in21k_ft_in1k"),
@@ -116,7 +118,10 @@ def swapped(name: str, at: int) -> str:
 @pytest.mark.parametrize(
     ("text", "unknown", "offered"),
     [
-        ("epochs = 3\n", "unknown key epochs", "train.epochs"),
+        ("epochs = 3\n", "unknown key epochs", ".epochs"),
+        ("projection = 3\n", "unknown key projection", "rnn.projection"),
+        ("[train]\nunseen_by_encoder = true\n", "unknown key train.unseen_by_encoder", "did you mean"),
+        ("[encoder]\nbatch_size = 3\n", "unknown key encoder.batch_size", "did you mean"),
         ("[trian]\nepochs = 3\n", "unknown key trian", "train"),
         ("[train.epoch]\nx = 3\n", "unknown key train.epoch", "train.epochs"),
         ("[qqq]\nzzz = 3\n", "unknown key qqq", "known are"),
@@ -155,6 +160,21 @@ def test_an_unknown_key_in_a_file_is_named_with_the_file(tmp_path, text, unknown
         ("slices.windows_hu", "[[40, inf]]"),
         ("train.learning_rate", "inf"),
         ("train.weight_decay", "inf"),
+        ("train.allow_in_sample", "perhaps"),
+        ("extract.engine", "abacus"),
+        ("extract.precision", "fp8"),
+        ("extract.views", "0"),
+        ("extract.views", "9"),
+        ("extract.batch_size", "0"),
+        ("cnn.folds", "1"),
+        ("cnn.sampling", "some"),
+        ("cnn.precision", "fp8"),
+        ("cnn.layer_decay", "0"),
+        ("cnn.ema", "1.0"),
+        ("cnn.drop_path", "1.0"),
+        ("augment.flip", "1.1"),
+        ("augment.shift", "0.5"),
+        ("augment.scale", "-0.1"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_and_its_key_named(key, value):
@@ -234,3 +254,16 @@ def test_the_baseline_file_is_the_defaults() -> None:
     assert {name: set(keys) for name, keys in written.items()} == {
         name: set(keys) for name, keys in load_config().model_dump().items()
     }
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_recipe_loads_and_names_a_network_that_timm_has(path: Path) -> None:
+    """A recipe with a misspelt key or network would fail on the user's machine, hours from here."""
+    import timm
+
+    chosen = load_config(path)
+    assert timm.is_model(chosen.encoder.arch)
+    if chosen.encoder.weights == "hub":
+        assert chosen.encoder.arch in timm.list_models(pretrained=True)

@@ -18,12 +18,15 @@ from safetensors.torch import load_file, save_file
 
 from ich_seq import ArtefactError, UsageError, weights
 from ich_seq.config import Config
-from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, embed, load_encoder, save_encoder
+from ich_seq.encoder import HEAD, EncoderSpec, SliceEncoder, build_encoder, load_encoder, save_encoder, with_head
+from ich_seq.engines import Embedder, Execution
 from ich_seq.files import sha256_file
+from ich_seq.labels import LABELS
 from ich_seq.weights import LITE0, LITE0_FILE, LITE0_PACKAGE, LITE0_SHA256, read_tensors, tensor_bytes, write_tensors
 
 TINY = "test_convnext"
 SIZE = 32
+K = len(LABELS)
 BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 """Blocks of the seven stages of EfficientNet-Lite0; the package numbers them through, timm stage by stage."""
 
@@ -43,15 +46,10 @@ def config_of(
     source: str | Path = "random",
     size: int = SIZE,
     seed: int = 0,
-    batch_size: int = 2,
     **slices,
 ) -> Config:
     return Config.model_validate(
-        {
-            "slices": {"size": size, **slices},
-            "encoder": {"arch": arch, "weights": str(source), "seed": seed},
-            "extract": {"batch_size": batch_size},
-        }
+        {"slices": {"size": size, **slices}, "encoder": {"arch": arch, "weights": str(source), "seed": seed}}
     )
 
 
@@ -64,12 +62,27 @@ def build(*args, **named) -> SliceEncoder:
     return build_encoder(config_of(*args, **named))
 
 
-def seen_at_once(encoder: SliceEncoder, hu: torch.Tensor) -> list[int]:
+def embedder(encoder: SliceEncoder, batch_size: int = 2) -> Embedder:
+    execution = Execution(engine="torch", precision="fp32", views=1, batch_size=batch_size)
+    return Embedder(encoder, execution, torch.device("cpu"))
+
+
+def embed(encoder: SliceEncoder, hu: torch.Tensor, batch_size: int = 2) -> torch.Tensor:
+    return embedder(encoder, batch_size)(hu).features
+
+
+def seen_at_once(encoder: SliceEncoder, hu: torch.Tensor, batch_size: int) -> list[int]:
     """How many slices the network gets in each forward pass."""
     seen = []
     with encoder.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
-        embed(encoder, hu)
+        embed(encoder, hu, batch_size)
     return seen
+
+
+def random_head(dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (K, D) and bias (K,) of a head in which every number is another."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 0.2, (K, dim)).astype(np.float32), rng.normal(size=K).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +116,13 @@ def test_the_width_is_what_a_slice_really_gives(arch, size):
 @pytest.mark.parametrize("neighbours", [[0], [-1, 0, 1]])
 def test_a_study_is_embedded_the_same_in_batches_of_any_size(arch, neighbours):
     """How many slices the network sees at once changes no embedding."""
-    encoder, hu = build(arch, neighbours=neighbours, batch_size=7), head(7)
-    assert seen_at_once(encoder, hu) == [7]
-    whole = embed(encoder, hu)
+    encoder, hu = build(arch, neighbours=neighbours), head(7)
+    assert seen_at_once(encoder, hu, 7) == [7]
+    whole = embed(encoder, hu, 7)
     assert whole.std() > 0
     for batch_size, batches in ((1, [1] * 7), (2, [2, 2, 2, 1]), (3, [3, 3, 1]), (100, [7])):
-        encoder.spec = replace(encoder.spec, batch_size=batch_size)
-        assert seen_at_once(encoder, hu) == batches
-        torch.testing.assert_close(embed(encoder, hu), whole, atol=1e-5, rtol=0)
+        assert seen_at_once(encoder, hu, batch_size) == batches
+        torch.testing.assert_close(embed(encoder, hu, batch_size), whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("neighbours", [(0,), (-1, 0, 1), (0, 2), (-3,)])
@@ -400,8 +412,8 @@ def test_the_same_settings_give_the_same_encoder():
     assert torch.equal(embed(first, head(2)), embed(second, head(2)))
 
 
-def test_every_setting_that_moves_an_embedding_moves_the_fingerprint(tmp_path):
-    """Windows, their order, size, field, neighbours, weights, network and batch each give another fingerprint."""
+def test_every_setting_that_moves_an_embedding_or_a_logit_moves_the_fingerprint():
+    """Windows, their order, size, field, neighbours, weights, network and head each give another fingerprint."""
     windows_hu = [(40, 80), (80, 200), (600, 2800)]
     encoders = [
         build(),
@@ -413,7 +425,8 @@ def test_every_setting_that_moves_an_embedding_moves_the_fingerprint(tmp_path):
         build(neighbours=[1, 0, -1]),
         build(seed=1),
         build("test_convnext2"),
-        build(batch_size=3),
+        with_head(build(), *random_head(build().spec.dim)),
+        with_head(build(), *random_head(build().spec.dim, seed=1)),
     ]
     fingerprints = [e.spec.fingerprint for e in encoders]
     assert len(set(fingerprints)) == len(encoders)
@@ -434,8 +447,100 @@ def test_every_field_of_the_record_counts():
         "mean": (0.1,),
         "std": (0.1,),
         "dim": 7,
-        "batch_size": 11,
+        "head": True,
     }
     assert other.keys() == {f.name for f in fields(spec)}
     prints = sorted([spec.fingerprint, *(replace(spec, **{name: value}).fingerprint for name, value in other.items())])
     assert all(a != b for a, b in pairwise(prints))
+
+
+# Heads
+
+
+@pytest.mark.parametrize("arch", [TINY, "mobilenetv3_small_050"])
+def test_an_encoder_with_a_head_comes_back_bit_for_bit(tmp_path, arch):
+    """Saved and loaded by its spec (through JSON) network and head say bitwise the same; the hash is the file's."""
+    plain = build(arch, neighbours=[-1, 0, 1])
+    encoder = with_head(plain, *random_head(plain.spec.dim))
+    assert save_encoder(encoder, tmp_path / "e.safetensors") == encoder.spec.sha256
+    assert sha256_file(tmp_path / "e.safetensors") == encoder.spec.sha256 != plain.spec.sha256
+    spec = EncoderSpec.from_json(json.loads(json.dumps(asdict(encoder.spec))))
+    assert spec == encoder.spec == replace(plain.spec, head=True, sha256=encoder.spec.sha256)
+    loaded, hu = load_encoder(spec, tmp_path / "e.safetensors"), head(4)
+    for got, expected in zip(embedder(loaded)(hu), embedder(encoder)(hu), strict=True):
+        assert torch.equal(got, expected)
+    assert not any(module.training for module in loaded.modules())
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_a_head_makes_logits_of_the_embeddings_and_leaves_them_alone():
+    """Logits are weight times embedding plus bias, row by row; the embeddings are those without a head."""
+    plain, hu = build(), head(5)
+    weight, bias = random_head(plain.spec.dim)
+    features, logits = embedder(with_head(plain, weight, bias))(hu)
+    without = embedder(plain)(hu)
+    assert without.logits is None
+    assert torch.equal(features, without.features)
+    assert (logits.shape, logits.dtype) == ((5, K), torch.float32)
+    for row, said in zip(features.double().numpy(), logits.numpy(), strict=True):
+        by_hand = [row @ weight[k].astype(np.float64) + bias[k] for k in range(K)]
+        assert said == pytest.approx(by_hand, abs=1e-5)
+    assert plain.head is None
+    assert not plain.spec.head
+
+
+def test_the_file_of_an_encoder_holds_the_networks_tensors_under_timms_names_and_the_head_apart(tmp_path):
+    """The head's two tensors have a prefix that timm's names lack; the others are the network's, value by value."""
+    plain = build()
+    weight, bias = random_head(plain.spec.dim)
+    save_encoder(plain, tmp_path / "plain.safetensors")
+    save_encoder(with_head(plain, weight, bias), tmp_path / "headed.safetensors")
+    network, whole = load_file(tmp_path / "plain.safetensors"), load_file(tmp_path / "headed.safetensors")
+    assert whole.keys() - network.keys() == {f"{HEAD}weight", f"{HEAD}bias"}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in network.items())
+    assert np.array_equal(whole[f"{HEAD}weight"].numpy(), weight)
+    assert np.array_equal(whole[f"{HEAD}bias"].numpy(), bias)
+
+
+def test_a_changed_head_is_refused(tmp_path):
+    """The hash covers the head too: one number of it changed is an ArtefactError when the encoder is loaded."""
+    encoder, path = with_head(build(), *random_head(build().spec.dim)), tmp_path / "e.safetensors"
+    save_encoder(encoder, path)
+    tensors = load_file(path)
+    tensors[f"{HEAD}bias"][2] += 1
+    save_file(tensors, path)
+    with pytest.raises(ArtefactError, match="SHA-256"):
+        load_encoder(encoder.spec, path)
+
+
+def test_a_network_is_filled_from_an_encoder_with_a_head(tmp_path):
+    """As `encoder.weights`, what train-cnn wrote gives its network; the head stays behind, as it is another's."""
+    first = with_head(build(seed=1), *random_head(build().spec.dim))
+    save_encoder(first, tmp_path / "e.safetensors")
+    second = build(source=tmp_path / "e.safetensors", seed=2)
+    assert torch.equal(embed(second, head(3)), embed(first, head(3)))
+    assert second.head is None
+    assert not second.spec.head
+    assert second.spec.weights == f"file, sha256 {first.spec.sha256}"
+
+
+# Stochastic depth
+
+
+def test_stochastic_depth_is_of_training_alone():
+    """Asked for, blocks are dropped in training mode; weights, record and embeddings are those without it."""
+    plain, deep = build(), build_encoder(config_of(), drop_path=0.5)
+    assert deep.spec == plain.spec
+    assert torch.equal(embed(deep, head(4)), embed(plain, head(4)))
+    deep.train()
+    hu = head(4)[:, None].repeat(1, len(deep.spec.neighbours), 1, 1)
+    assert not torch.equal(deep(hu), deep(hu))
+    plain.train()
+    assert torch.equal(plain(hu), plain(hu))
+
+
+def test_a_network_without_stochastic_depth_says_so():
+    """For a network that knows none the message names the network and the setting; without it the network is built."""
+    with pytest.raises(UsageError, match=r"ghostnet_050 .* cnn\.drop_path"):
+        build_encoder(config_of("ghostnet_050"), drop_path=0.1)
+    assert build("ghostnet_050").spec.arch == "ghostnet_050"

@@ -1,0 +1,86 @@
+"""A training's state on disk, from which it goes on exactly where it was: safetensors and JSON, never half-written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ich_seq import ArtefactError, UsageError
+from ich_seq.files import write_json
+from ich_seq.weights import read_tensors, write_tensors
+
+
+def save_checkpoint(root: Path, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a state as `<name>-<step>.safetensors`, then `<name>.json`, which makes it the one that counts.
+
+    `facts` are JSON values and hold `step`. The state before it is removed last, so that there is one at
+    any moment.
+    """
+    file = f"{name}-{facts['step']}.safetensors"
+    sha256 = write_tensors(root / file, tensors)
+    write_json(root / f"{name}.json", facts | {"file": file, "sha256": sha256})
+    for older in root.glob(f"{name}-*.safetensors"):
+        if older.name != file:
+            older.unlink()
+
+
+def load_checkpoint(root: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read the last state whole, or None: one that is absent or damaged is none, and the training starts afresh."""
+    try:
+        facts = json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+        return read_tensors(root / Path(facts["file"]).name, facts["sha256"]), facts
+    except (OSError, ValueError, KeyError, TypeError, UsageError, ArtefactError):
+        return None
+
+
+def drop_checkpoint(root: Path, name: str) -> None:
+    """Remove a state that is not needed any more."""
+    (root / f"{name}.json").unlink(missing_ok=True)
+    for state in root.glob(f"{name}-*.safetensors"):
+        state.unlink()
+
+
+@contextmanager
+def deferred_sigterm() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM wait until it is asked for: gives a function that tells whether it came.
+
+    A scheduler that takes a machine back sends it some seconds before it kills. Outside the main thread,
+    where Python delivers no signals, nothing changes.
+    """
+    came = False
+
+    def remember(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: came
+        return
+    before = signal.signal(signal.SIGTERM, remember)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's state as named tensors, `<parameter number>.<name>`."""
+    state = optimiser.state_dict()["state"]
+    return {f"{number}.{name}": torch.as_tensor(value) for number, of in state.items() for name, value in of.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser the state that `optimiser_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

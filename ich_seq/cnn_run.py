@@ -1,0 +1,170 @@
+"""What train-cnn leaves on disk: a network a fold, and which patients each of them never saw.
+
+RUN/
+    run.json       settings, data, figures, SHA-256 of the files below; written last, and anew after each fold
+    folds.csv      study_uid, patient_key, fold: the fold whose network did not learn from the study
+    rejected.csv   a row for every file that is no slice of a study, with its reason
+    curves.png     losses over the epochs
+    fold-<k>/      encoder.safetensors, held_out.csv (logits of fold k), fold.json, states while it trains
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ich_seq import ArtefactError, UsageError, __version__
+from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
+from ich_seq.files import sha256_bytes, sha256_file, write_json
+from ich_seq.reasons import Unused, unused_from_json
+from ich_seq.store import read_manifest
+
+SCHEMA = "ich-seq cnn 1"
+RUN, FOLDS, FOLD, ENCODER, HELD_OUT, CURVES = (
+    "run.json",
+    "folds.csv",
+    "fold.json",
+    "encoder.safetensors",
+    "held_out.csv",
+    "curves.png",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldResult:
+    """One trained network: its fold, its spec, the losses of each epoch, the epoch kept, and slices not read."""
+
+    fold: int
+    spec: EncoderSpec
+    curve: list[dict[str, float]]
+    epoch: int
+    held_out_sha256: str
+    refused: tuple[Unused, ...]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FoldResult:
+        """Read back what `dataclasses.asdict` wrote."""
+        refused = tuple(unused_from_json(u) for u in value["refused"])
+        return cls(**value | {"spec": EncoderSpec.from_json(value["spec"]), "refused": refused})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CnnRun:
+    """A run opened for reading: its trained networks by fold, and the fold of every patient and study it knew."""
+
+    root: Path
+    results: dict[int, FoldResult]
+    fold_of_patient: dict[str, int]
+    fold_of_study: dict[str, int]
+
+    def networks_for(self, patient_key: str, study_uid: str) -> tuple[tuple[int, ...], bool]:
+        """Return the networks that are to embed a study, and whether they learnt from its patient.
+
+        The one that did not see the patient; all of them for a patient that none of them saw; all, and
+        True, where the network that did not see the patient was not trained.
+        """
+        fold = self.fold_of_patient.get(patient_key, self.fold_of_study.get(study_uid))
+        if fold is None:
+            return tuple(self.results), False
+        return ((fold,), False) if fold in self.results else (tuple(self.results), True)
+
+    def load(self, number: int) -> SliceEncoder:
+        """Load a fold's network, its bytes checked."""
+        return load_encoder(self.results[number].spec, fold_folder(self.root, number) / ENCODER)
+
+
+def fold_folder(root: Path, fold: int) -> Path:
+    """Return the folder of a fold."""
+    return root / f"fold-{fold}"
+
+
+def write_fold(root: Path, result: FoldResult) -> None:
+    """Write what makes a fold's folder whole."""
+    write_json(fold_folder(root, result.fold) / FOLD, asdict(result))
+
+
+def read_fold(root: Path, fold: int) -> FoldResult | None:
+    """Read a trained fold; None if it is absent or one of its files is not the one that was written."""
+    folder = fold_folder(root, fold)
+    try:
+        result = FoldResult.from_json(json.loads((folder / FOLD).read_text(encoding="utf-8")))
+        whole = sha256_file(folder / ENCODER) == result.spec.sha256
+        whole = whole and result.fold == fold
+        return result if whole and sha256_file(folder / HELD_OUT) == result.held_out_sha256 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def folds_csv(rows: Iterable[tuple[str, str, int]]) -> bytes:
+    """Return `folds.csv` of (study_uid, patient_key, fold)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["study_uid", "patient_key", "fold"])
+    writer.writerows(sorted(rows))
+    return text.getvalue().encode()
+
+
+def save_run(root: Path, results: Sequence[FoldResult], facts: dict[str, Any]) -> None:
+    """Write `run.json`, which makes the run whole as far as it is trained. `facts` are JSON values."""
+    write_json(
+        root / RUN,
+        {
+            "schema": SCHEMA,
+            "version": __version__,
+            "trained_folds": [r.fold for r in results],
+            "encoders": [asdict(r.spec) for r in results],
+            "folds_sha256": sha256_file(root / FOLDS),
+            **facts,
+        },
+    )
+
+
+def load_run(root: Path) -> CnnRun:
+    """Open a run. Raises UsageError if there is none, ArtefactError if a file is not the one it vouches for."""
+    path = root / RUN
+    if not path.is_file():
+        raise UsageError(f"{root} is not a run of train-cnn: it has no {RUN}. Let train-cnn finish a fold there first.")
+    run = read_manifest(path, SCHEMA)
+    try:
+        specs = {int(k): EncoderSpec.from_json(s) for k, s in zip(run["trained_folds"], run["encoders"], strict=True)}
+        folds_sha256 = run["folds_sha256"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtefactError(f"{path} cannot be read; train again.") from error
+    results = {}
+    for fold, spec in specs.items():
+        result = read_fold(root, fold)
+        if result is None or result.spec != spec:
+            raise ArtefactError(f"{fold_folder(root, fold)} was changed since it was written; train the fold again.")
+        results[fold] = result
+    table = (root / FOLDS).read_bytes() if (root / FOLDS).is_file() else b""
+    if sha256_bytes(table) != folds_sha256:
+        raise ArtefactError(f"{root / FOLDS} was changed since it was written; train again.")
+    rows = list(csv.DictReader(io.StringIO(table.decode())))
+    return CnnRun(
+        root=root,
+        results=results,
+        fold_of_patient={row["patient_key"]: int(row["fold"]) for row in rows},
+        fold_of_study={row["study_uid"]: int(row["fold"]) for row in rows},
+    )
+
+
+def claim_folder(root: Path, plan: dict[str, Any]) -> None:
+    """Make a folder the run of this plan (JSON values: settings and data), or go on in it.
+
+    Raises UsageError if it is the run of another plan: its folds would not be comparable.
+    """
+    path = root / "plan.json"
+    if path.exists():
+        try:
+            begun = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            begun = None
+        if begun != plan:
+            raise UsageError(f"{root} was begun with other settings, data or labels; choose another --out.")
+        return
+    write_json(path, plan)

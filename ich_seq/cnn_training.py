@@ -1,0 +1,308 @@
+"""train-cnn: a folder of DICOM files and labels into networks that embed slices, one a fold, judged out of fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from ich_seq import UsageError
+from ich_seq.baselines import by_position, constant
+from ich_seq.checkpoint import drop_checkpoint
+from ich_seq.cnn_run import (
+    CURVES,
+    ENCODER,
+    FOLDS,
+    HELD_OUT,
+    FoldResult,
+    claim_folder,
+    fold_folder,
+    folds_csv,
+    read_fold,
+    save_run,
+    write_fold,
+)
+from ich_seq.config import Config
+from ich_seq.curves import draw_curves
+from ich_seq.devices import choose_device, default_workers, keep_memory
+from ich_seq.distributed import Group, joined_group, local_device
+from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, load_encoder
+from ich_seq.figures import Predicted, Truth, judge
+from ich_seq.files import locked_folder, sha256_bytes, sha256_file, short_hash, write_bytes
+from ich_seq.fitting import Fitted, Log, SliceNetwork, Task, fit, predict_rows, steps_an_epoch
+from ich_seq.labels import LABELS, assign_folds, read_labels
+from ich_seq.progress import Progress, silent
+from ich_seq.reasons import unused_csv
+from ich_seq.samples import LabelledSlices, label_slices
+from ich_seq.store import REJECTED
+from ich_seq.studies import Counts, Findings, account, check_input, find_studies
+from ich_seq.weights import tensor_bytes, write_tensors
+
+SECTIONS = ("slices", "encoder", "augment", "cnn")
+"""The settings that decide a run; another one makes another run."""
+
+WATCHED = {True: "the fold that stops the training", False: "the fold held out"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CnnSummary:
+    """What a run of train-cnn did: where it lies, which folds are trained by now, and the figures out of fold."""
+
+    out: Path
+    folds: tuple[int, ...]
+    studies: int
+    slices: int
+    unlabelled: tuple[str, ...]
+    counts: Counts
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """Labelled slices, the fold of each of their studies, (B,), and all that was found on the way."""
+
+    slices: LabelledSlices
+    folds: NDArray[np.int64]
+    findings: Findings
+    unlabelled: tuple[str, ...]
+    labels_sha256: str
+
+    def rows(self, *folds: int) -> NDArray[np.int64]:
+        """Return the rows of these folds."""
+        return np.flatnonzero(np.isin(self.folds[self.slices.study], folds))
+
+
+def train_cnn(
+    root: str | Path,
+    labels: str | Path,
+    out: str | Path,
+    config: Config | None = None,
+    *,
+    fold: int | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    tensorboard: bool = False,
+    progress: Progress = silent,
+) -> CnnSummary:
+    """Train the encoder on labelled slices, once for each patient fold (or for `fold` alone), into `out`.
+
+    Each network learns from all folds but its own, which it then predicts; the figures are made of
+    these predictions. Finished folds stay, a broken one goes on at its last state, to the same bytes.
+    Started by torchrun, all processes train each network together; `out` must be one folder for all.
+    Raises UsageError if no slice has labels, if there is no such fold, or if `out` is a run of other
+    settings or data.
+    """
+    root, labels, out, config = Path(root), Path(labels), Path(out), config or Config()
+    workers = default_workers() if workers is None else workers
+    check_input(root)
+    keep_memory()
+    processor = local_device(choose_device(device))
+    with joined_group(processor) as group:
+        data = _read(root, labels, out, config, workers, progress)
+        encoder = build_encoder(config, drop_path=config.cnn.drop_path)
+        tasks = [_task(f, data, encoder.spec, config, processor, group, workers) for f in _wanted(fold, config)]
+        if group.writes:
+            _open(out, data, config, encoder.spec)
+        group.wait()
+        for task in tasks:
+            _train_fold(task, data, out, config, tensorboard=tensorboard, progress=progress)
+        group.wait()
+        return _sum_up(out, data, config, group)
+
+
+def _read(root: Path, labels: Path, out: Path, config: Config, workers: int, progress: Progress) -> Data:
+    findings = find_studies(root, skip=out, workers=workers, progress=progress)
+    slices, unlabelled = label_slices(findings.studies, read_labels(labels))
+    if not len(slices):
+        raise UsageError(
+            f"None of the {len(findings.studies)} studies has a labelled slice; "
+            "the IDs of the label file must be the SOP Instance UIDs of these DICOM files."
+        )
+    positive = np.zeros((len(slices.studies), len(LABELS)), np.uint8)
+    np.maximum.at(positive, slices.study, slices.targets)
+    patients = np.array([short_hash(s.patient_id) for s in slices.studies])
+    return Data(
+        slices=slices,
+        folds=assign_folds(patients, positive, n_folds=config.cnn.folds, seed=config.cnn.seed),
+        findings=findings,
+        unlabelled=tuple(unlabelled),
+        labels_sha256=sha256_file(labels),
+    )
+
+
+def _open(out: Path, data: Data, config: Config, spec: EncoderSpec) -> None:
+    """Make `out` the folder of this run, or go on in it; write who is in which fold."""
+    with locked_folder(out):
+        table = folds_csv(
+            (study.uid, short_hash(study.patient_id), int(fold))
+            for study, fold in zip(data.slices.studies, data.folds, strict=True)
+        )
+        plan = {"settings": _settings(config), "labels_sha256": data.labels_sha256, "weights_sha256": spec.sha256}
+        claim_folder(out, plan | {"folds_sha256": sha256_bytes(table), "slices": len(data.slices)})
+        write_bytes(out / FOLDS, table)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return the settings that decide a run; how often a state is written moves no byte of it."""
+    sections = config.model_dump(mode="json", include=set(SECTIONS))
+    del sections["cnn"]["checkpoint_minutes"]
+    return sections
+
+
+def _wanted(fold: int | None, config: Config) -> Iterator[int]:
+    if fold is not None and not 0 <= fold < config.cnn.folds:
+        raise UsageError(f"There is no fold {fold}: cnn.folds is {config.cnn.folds}, counted from 0.")
+    yield from range(config.cnn.folds) if fold is None else [fold]
+
+
+def _task(
+    fold: int, data: Data, spec: EncoderSpec, config: Config, device: torch.device, group: Group, workers: int
+) -> Task:
+    """Set a fold aside; with early stopping the next one too, so that the first stays unseen by every decision."""
+    options = config.cnn
+    stop = (fold + 1) % options.folds if options.patience else fold
+    learn = [f for f in range(options.folds) if f not in (fold, stop)]
+    if not learn:
+        raise UsageError("Early stopping sets two folds aside; cnn.folds must be 3 or more, or cnn.patience 0.")
+    task = Task(
+        fold=fold,
+        slices=data.slices,
+        spec=spec,
+        learn=data.rows(*learn),
+        watch=data.rows(stop),
+        options=options,
+        augment=config.augment,
+        device=device,
+        group=group,
+        workers=workers,
+    )
+    steps_an_epoch(task)  # refuses what cannot be cut into batches before anything is written
+    return task
+
+
+def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboard: bool, progress: Progress) -> None:
+    """Train one fold and predict what it held out, unless that is done; the first process of a group writes."""
+    folder, stage = fold_folder(out, task.fold), f"training fold {task.fold}"
+    with locked_folder(folder) if task.group.writes else nullcontext():
+        if all(task.group.gather(read_fold(out, task.fold) is not None)):
+            return
+        encoder = build_encoder(config, drop_path=config.cnn.drop_path)
+        with _log(folder / "tensorboard", wanted=tensorboard and task.group.writes) as log:
+            fitted = fit(task, encoder, folder, log=log, progress=lambda done, total: progress(stage, done, total))
+        spec = _trained_spec(encoder.spec, task.fold, fitted)
+        if task.group.writes:
+            write_tensors(folder / ENCODER, fitted.tensors)
+        task.group.wait()
+        held_out = _predict_held_out(load_encoder(spec, folder / ENCODER), task, data)
+        if task.group.writes:
+            write_bytes(folder / HELD_OUT, held_out)
+            sha256 = sha256_bytes(held_out)
+            write_fold(out, FoldResult(task.fold, spec, fitted.curve, fitted.epoch, sha256, fitted.refused))
+            drop_checkpoint(folder, task.name)
+    task.group.wait()
+
+
+def _trained_spec(spec: EncoderSpec, fold: int, fitted: Fitted) -> EncoderSpec:
+    return replace(
+        spec,
+        weights=f"train-cnn, all folds but {fold}, from {spec.weights}",
+        sha256=sha256_bytes(tensor_bytes(fitted.tensors)),
+        head=True,
+    )
+
+
+def _predict_held_out(encoder: SliceEncoder, task: Task, data: Data) -> bytes:
+    """Return the logits of the fold held out as CSV, a row a slice that could be read."""
+    assert encoder.head is not None
+    network = SliceNetwork(encoder, encoder.head, dropout=0.0).to(task.device)
+    rows = data.rows(task.fold)
+    logits, known, _ = predict_rows(network, task, rows, precision="fp32")
+    table = pd.DataFrame(logits[known], columns=list(LABELS))
+    table.insert(0, "sop_uid", [data.slices.sop_uid(row) for row in rows[known]])
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode()
+
+
+@contextmanager
+def _log(folder: Path, *, wanted: bool) -> Iterator[Log]:
+    if not wanted:
+        yield lambda name, value, step: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("TensorBoard is not installed: pip install 'ich-seq[tensorboard]'.") from error
+    with SummaryWriter(folder) as writer:
+        yield writer.add_scalar
+
+
+def _sum_up(out: Path, data: Data, config: Config, group: Group) -> CnnSummary:
+    """Judge the folds that are trained by now, and write what makes the run whole."""
+    results = [r for f in range(config.cnn.folds) if (r := read_fold(out, f)) is not None]
+    unused, counts = account(data.findings, tuple({u for r in results for u in r.refused}))
+    figures = _judge(out, data, [r.fold for r in results], config.cnn.seed)
+    if group.writes:
+        with locked_folder(out):
+            write_bytes(out / REJECTED, unused_csv(unused))
+            curves = {r.fold: r.curve for r in results}
+            write_bytes(out / CURVES, draw_curves(curves, WATCHED[config.cnn.patience > 0]))
+            save_run(out, results, _facts(data, config, counts, figures))
+    return CnnSummary(
+        out=out,
+        folds=tuple(r.fold for r in results),
+        studies=len(data.slices.studies),
+        slices=len(data.slices),
+        unlabelled=data.unlabelled,
+        counts=counts,
+        figures=figures,
+    )
+
+
+def _facts(data: Data, config: Config, counts: Counts, figures: dict[str, Any]) -> dict[str, Any]:
+    """Return what the run's record says of its data and settings."""
+    slices = data.slices
+    return {
+        "settings": _settings(config),
+        "labels_sha256": data.labels_sha256,
+        "studies": len(slices.studies),
+        "patients": len({s.patient_id for s in slices.studies}),
+        "slices": len(slices),
+        "positive_slices": dict(zip(LABELS, slices.targets.sum(axis=0, dtype=int).tolist(), strict=True)),
+        "studies_without_labels": len(data.unlabelled),
+        "counts": asdict(counts),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+        "figures": figures,
+    }
+
+
+def _judge(out: Path, data: Data, folds: Sequence[int], seed: int) -> dict[str, Any]:
+    """Put what the networks say of the folds they held out beside what knows less."""
+    slices = data.slices
+    row_of = {slices.sop_uid(row): row for row in range(len(slices))}
+    tables = {f: pd.read_csv(fold_folder(out, f) / HELD_OUT, dtype={"sop_uid": str}) for f in folds}
+    predicted: dict[str, list[Predicted]] = {"constant": [], "position": [], "cnn": []}
+    targets, patients = [], []
+    for fold, table in tables.items():
+        rows = np.array([row_of[sop] for sop in table["sop_uid"]], np.int64)
+        others = data.rows(*(f for f in range(int(data.folds.max()) + 1) if f != fold))
+        lengths = np.bincount(slices.study[rows])
+        lengths = lengths[lengths > 0].tolist()
+        said = {
+            "constant": constant(slices.targets[others], len(rows)),
+            "position": by_position(slices.relative[others], slices.targets[others], slices.relative[rows]),
+            "cnn": expit(table[list(LABELS)].to_numpy(np.float64)),
+        }
+        for name, probabilities in said.items():
+            predicted[name].append(Predicted.of_slices(probabilities, lengths))
+        targets += np.split(slices.targets[rows], np.cumsum(lengths)[:-1])
+        patients += [short_hash(slices.studies[s].patient_id) for s in dict.fromkeys(slices.study[rows].tolist())]
+    joined = {name: Predicted.joined(parts) for name, parts in predicted.items()}
+    return judge(joined, Truth.of_studies(targets, patients), seed=seed, against="position")

@@ -1,0 +1,223 @@
+"""Several processes that train one network: they hold the same, learn what one would, and stop together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ich_seq.cnn_run import CURVES, ENCODER, FOLD, HELD_OUT, RUN, fold_folder
+from ich_seq.cnn_training import train_cnn
+from ich_seq.config import load_config
+from ich_seq.distributed import Group, joined_group, local_device
+from ich_seq.phantom import PhantomSet, write_dataset
+
+SETTINGS = [
+    "slices.size=32",
+    "encoder.arch=test_convnext",
+    "encoder.weights=random",
+    "cnn.folds=3",
+    "cnn.epochs=3",
+    "cnn.batch_slices=16",
+    "cnn.head_epochs=0.5",
+    "cnn.dropout=0",
+    "cnn.precision=fp32",
+    "cnn.checkpoint_minutes=0",
+]
+"""A LayerNorm network, which cannot tell in how many parts a batch came."""
+
+MEETING = """
+import sys, torch
+from torch import nn
+from ich_seq.distributed import joined_group
+with joined_group(torch.device("cpu")) as group:
+    module = nn.BatchNorm1d(3)
+    nn.init.constant_(module.weight, group.rank)
+    module.running_mean += 5 * group.rank
+    group.share(module)
+    group.wait()
+    heard = group.gather({"rank": group.rank, "writes": group.writes, "none": None})
+    same = module.weight.eq(0).all() and module.running_mean.eq(0).all()
+    open(f"{sys.argv[1]}/{group.rank}", "w").write(f"{group.size} {bool(same)} {heard}")
+print(torch.distributed.is_initialized())
+"""
+
+
+def torchrun(*arguments: object) -> list[str]:
+    """Return the command that starts two processes."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*run, *map(str, arguments)]
+
+
+def train_command(phantoms: PhantomSet, out: Path, *more: str) -> list[object]:
+    settings = [word for setting in [*SETTINGS, *more] for word in ("--set", setting)]
+    data = [phantoms.dicom, "--labels", phantoms.labels, "--out", out, "--fold", 0, "--device", "cpu"]
+    return ["-m", "ich_seq.cli", "train-cnn", *data, *settings]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> PhantomSet:
+    return write_dataset(tmp_path_factory.mktemp("phantoms"), n_studies=6, seed=3, matrix=64)
+
+
+# A group of one
+
+
+def test_a_group_of_one_talks_to_nobody():
+    """Alone it writes, waits for none, keeps its tensors and hears itself."""
+    group, module = Group(), torch.nn.Linear(2, 2)
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    group.wait()
+    group.share(module)
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+    assert group.writes
+    assert group.gather("heard") == ["heard"]
+    assert not Group(1, 2).writes
+
+
+@pytest.mark.parametrize("world", [None, "1"])
+def test_without_torchrun_there_is_one_process(monkeypatch, world):
+    """No variable, or a world of one: nothing is joined, so no port is opened."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with joined_group(torch.device("cpu")) as group:
+        assert group == Group(0, 1)
+        assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "own"),
+    [("cpu", "1", "cpu"), ("cuda", None, "cuda"), ("cuda:1", None, "cuda:1"), ("cuda", "3", "cuda:3")],
+)
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, device, rank, own):
+    """Under torchrun the local rank numbers the GPU; a CPU is shared."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert local_device(torch.device(device)) == torch.device(own)
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
+def test_a_group_is_joined_on_its_device_and_left_whatever_happens(monkeypatch, device, backend):
+    """NCCL sends objects through the current GPU, which must be each process's own before it joins."""
+    done = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: done.append(str(chosen)))
+    monkeypatch.setattr(dist, "init_process_group", lambda by, *_, **__: done.append(by))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("left"))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    joined = []
+    with suppress(ZeroDivisionError), joined_group(torch.device(device)) as group:
+        joined.append(group)
+        raise ZeroDivisionError
+    assert joined == [Group(1, 2)]
+    assert done == [*([device] if backend == "nccl" else []), backend, "left"]
+
+
+# Two processes
+
+
+def test_two_processes_hold_the_same_after_they_met(tmp_path):
+    """The first one's tensors, buffers too, and everybody's words in the order of ranks; None is a word."""
+    (tmp_path / "meet.py").write_text(MEETING)
+    command = torchrun(tmp_path / "meet.py", tmp_path)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    heard = [{"rank": rank, "writes": rank == 0, "none": None} for rank in (0, 1)]
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {f"2 True {heard}"}
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.fixture(scope="module")
+def alone(phantoms: PhantomSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fold trained by one process."""
+    out = tmp_path_factory.mktemp("alone") / "cnn"
+    train_cnn(phantoms.dicom, phantoms.labels, out, load_config(overrides=SETTINGS), fold=0, device="cpu", workers=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(
+    phantoms: PhantomSet, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess]:
+    """The same fold trained by two."""
+    out = tmp_path_factory.mktemp("together") / "cnn"
+    command = torchrun(*train_command(phantoms, out), "--workers", 1, "--json", "--quiet")
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def fold_of(out: Path) -> dict:
+    return json.loads((fold_folder(out, 0) / FOLD).read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_would(alone, together):
+    """Each epoch's learnt and watched loss is the same but for rounding, the head's own time among it."""
+    one, two = fold_of(alone)["curve"], fold_of(together[0])["curve"]
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    assert one[0]["watched_loss"] != pytest.approx(one[1]["watched_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_only_the_first_process_speaks_and_writes(alone, together):
+    """One JSON result on stdout, and the files of a run by one process, no more and no less."""
+    out, done = together
+    assert json.loads(done.stdout)["folds"] == [0]
+    files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert files == {str(p.relative_to(alone)) for p in alone.rglob("*") if p.is_file()}
+    assert {RUN, CURVES, f"fold-0/{ENCODER}", f"fold-0/{HELD_OUT}"} < files
+
+
+@pytest.mark.slow
+def test_two_processes_terminated_together_go_on_to_the_same_bytes(phantoms, together, tmp_path):
+    """torchrun hands SIGTERM to both and their workers; both finish one step, and their state is of both."""
+    out = tmp_path / "cnn"
+    command = torchrun(*train_command(phantoms, out), "--workers", 1, "--json")
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        state = fold_folder(out, 0) / "fold-0.json"
+        for _ in range(12000):
+            if state.exists() or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1].decode()
+        assert process.returncode != 0
+    assert said.count("Traceback") == said.count("SignalException: Process") == 1, said  # torchrun's own
+    left = json.loads(state.read_text())
+    assert left["loss_sum"] > 0
+    assert len(left["curve"]) < 3
+    done = subprocess.run([*command, "--quiet"], env=environment(), capture_output=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole = fold_folder(together[0], 0)
+    for name in (ENCODER, HELD_OUT, FOLD):
+        assert (fold_folder(out, 0) / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_cannot_share_ends_both_with_the_sentence(phantoms, tmp_path):
+    """The refusal reaches the terminal, and nothing is left behind that would refuse the mended settings."""
+    out = tmp_path / "cnn"
+    command = torchrun(*train_command(phantoms, out, "cnn.batch_slices=15"), "--quiet")
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "cnn.batch_slices 15 is no multiple of 2 processes" in done.stderr
+    assert not (out / "plan.json").exists()

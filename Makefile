@@ -33,7 +33,7 @@ $(READY): pyproject.toml
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) \
 		&& $(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv \
 		&& PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); }
-	$(VENV)/bin/pip install --quiet --editable '.[dev,jpeg]'
+	$(VENV)/bin/pip install --quiet --editable '.[dev,jpeg,openvino,tensorboard]'
 	touch $(READY)
 
 clean:

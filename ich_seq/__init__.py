@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ich_seq.cnn_training import train_cnn as train_cnn
     from ich_seq.extraction import extract_features as extract_features
     from ich_seq.prediction import predict as predict
     from ich_seq.rnn_training import train_rnn as train_rnn
@@ -38,11 +39,13 @@ __all__ = [
     "__version__",
     "extract_features",
     "predict",
+    "train_cnn",
     "train_rnn",
 ]
 
 _LAZY = {
     "extract_features": "ich_seq.extraction",
+    "train_cnn": "ich_seq.cnn_training",
     "train_rnn": "ich_seq.rnn_training",
     "predict": "ich_seq.prediction",
 }

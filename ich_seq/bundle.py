@@ -2,8 +2,8 @@
 
     BUNDLE/
         bundle.json             the model card: intended use, data, settings, figures, SHA-256 of the files below
-        encoder-0.safetensors   the slice encoder
-        rnn-<k>.safetensors     a sequence model a fold; a prediction is the mean of their logits
+        encoder-<k>.safetensors   the slice encoders, each with its slice classifier
+        rnn-<k>.safetensors       a sequence model a fold; a prediction is the mean of their logits, over encoders too
 
 Nothing in a bundle is ever executed, and a file whose SHA-256 is not the card's is refused.
 """
@@ -11,7 +11,7 @@ Nothing in a bundle is ever executed, and a file whose SHA-256 is not the card's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,23 +23,28 @@ from scipy.special import expit
 
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.calibration import blend
-from ich_seq.config import Rnn
-from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
-from ich_seq.files import sha256_file, write_bytes, write_json
+from ich_seq.config import Extract, Rnn
+from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, save_encoder
+from ich_seq.engines import Embedder, Execution
+from ich_seq.files import sha256_file, write_json
 from ich_seq.labels import LABELS
-from ich_seq.model import SequenceModel, ensemble_logits
+from ich_seq.model import Logits, SequenceModel, ensemble_logits
 from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import read_tensors, write_tensors
 
-SCHEMA = "ich-seq bundle 1"
+SCHEMA = "ich-seq bundle 2"
 CARD = "bundle.json"
-ENCODER = "encoder-0.safetensors"
 INTENDED_USE = (
     "Research use only; not a medical device. Ranks non-contrast head CT studies and slices by the "
     "probability of acute intracranial haemorrhage. Not for diagnosis, and not for patients or scanners "
     "unlike those of its training data, which are described below."
 )
+
+
+def encoder_file(number: int) -> str:
+    """Return the name of an encoder's file."""
+    return f"encoder-{number}.safetensors"
 
 
 class Shares(NamedTuple):
@@ -53,38 +58,48 @@ class Shares(NamedTuple):
 class Bundle:
     """A loaded bundle, its networks in eval mode on one device, and its card as plain values and by SHA-256."""
 
-    encoder: SliceEncoder
+    embedders: dict[int, Embedder]
     models: tuple[SequenceModel, ...]
     shares: Shares
     card: dict[str, Any]
     card_sha256: str
 
-    def predict(self, study: StudyFeatures) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def predict(self, views: Sequence[StudyFeatures]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the probabilities of one study's slices, (N, K), and of the study, (K,).
 
-        A study is always run by itself, so nothing else in a batch can touch it.
+        `views` are what each of the encoders makes of it; the mean is taken of logits. A study is always
+        run by itself, so nothing else in a batch can touch it.
         """
-        batch = collate([study]).to(next(self.encoder.parameters()).device)
-        base, refined = ensemble_logits(self.models, batch.features, batch.positions_mm, batch.lengths)
+        said = [self._logits(view) for view in views]
+        base, refined = (
+            [torch.stack([view[which][level] for view in said]).mean(dim=0) for level in range(2)] for which in range(2)
+        )
         slices, studies = (
             expit(blend(b[0].cpu().double().numpy(), r[0].cpu().double().numpy(), share))
             for b, r, share in zip(base, refined, self.shares, strict=True)
         )
         return slices, studies
 
+    def _logits(self, view: StudyFeatures) -> tuple[Logits, Logits]:
+        batch = collate([view]).to(next(self.models[0].parameters()).device)
+        if batch.logits is None:
+            raise ValueError("the features come from an encoder without a head")
+        return ensemble_logits(self.models, batch.features, batch.positions_mm, batch.lengths, batch.logits)
+
 
 def save_bundle(
     root: Path,
     *,
-    encoder: EncoderSpec,
-    encoder_weights: bytes,
+    encoders: Sequence[SliceEncoder],
+    execution: Execution,
     models: Sequence[SequenceModel],
     shares: Shares,
     facts: dict[str, Any],
 ) -> None:
     """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
     _forget(root)
-    write_bytes(root / ENCODER, encoder_weights)
+    for k, encoder in enumerate(encoders):
+        save_encoder(encoder, root / encoder_file(k))
     rnns = []
     for k, model in enumerate(models):
         file = f"rnn-{k}.safetensors"
@@ -94,7 +109,8 @@ def save_bundle(
         "version": __version__,
         "intended_use": INTENDED_USE,
         "labels": list(LABELS),
-        "encoder": asdict(encoder) | {"file": ENCODER},
+        "encoders": [asdict(encoder.spec) | {"file": encoder_file(k)} for k, encoder in enumerate(encoders)],
+        "execution": asdict(execution),
         "rnn": {"dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
         "blend": {name: share.tolist() for name, share in shares._asdict().items()},
         **facts,
@@ -103,16 +119,18 @@ def save_bundle(
 
 
 def _forget(root: Path) -> None:
-    """Make an older bundle in this folder none from here on, and remove its sequence models."""
+    """Make an older bundle in this folder none from here on, and remove its networks."""
     if (root / CARD).exists():
         (root / CARD).unlink()
-        for stale in root.glob("rnn-*.safetensors"):
+        for stale in (*root.glob("rnn-*.safetensors"), *root.glob("encoder-*.safetensors")):
             stale.unlink()
 
 
-def load_bundle(root: Path, device: torch.device) -> Bundle:
-    """Load a bundle and check it. Raises UsageError if there is none, ArtefactError if a file is not the card's,
-    if the labels come in another order or if the weights do not fit the networks described.
+def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> Bundle:
+    """Load a bundle and check it; `engine` stands in for the one that its features were made with.
+
+    Raises UsageError if there is no bundle, ArtefactError if a file is not the card's, if the labels come
+    in another order or if the weights do not fit the networks described.
     """
     path = root / CARD
     if not path.is_file():
@@ -121,10 +139,15 @@ def load_bundle(root: Path, device: torch.device) -> Bundle:
     if card.get("labels") != list(LABELS):
         raise ArtefactError(f"{path}: the labels are {card.get('labels')}, this version has {list(LABELS)}.")
     try:
-        if not card["rnn"]["files"] or card["encoder"]["dim"] != card["rnn"]["dim"]:
-            raise ValueError("no sequence model for embeddings of the encoder's width")
+        if not card["rnn"]["files"] or {e["dim"] for e in card["encoders"]} != {card["rnn"]["dim"]}:
+            raise ValueError("no sequence model for embeddings of the encoders' width")
+        made_with = Execution(**card["execution"])  # a hole is not filled with a default
+        execution = Execution.of(Extract.model_validate(asdict(made_with), strict=True), engine)
+        encoders = [_encoder(root, described) for described in card["encoders"]]
+        if len({replace(e.spec, weights="", sha256="") for e in encoders}) != 1:
+            raise ValueError("encoders that are not shown the same slices")
         return Bundle(
-            encoder=_encoder(root, card["encoder"]).to(device),
+            embedders={k: Embedder(encoder, execution, device) for k, encoder in enumerate(encoders)},
             models=tuple(_model(root, card["rnn"], entry).to(device) for entry in card["rnn"]["files"]),
             shares=Shares(*(_shares(card["blend"][name]) for name in Shares._fields)),
             card=card,
@@ -137,6 +160,8 @@ def load_bundle(root: Path, device: torch.device) -> Bundle:
 def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
     _vouched(described["sha256"])
     spec = EncoderSpec.from_json({k: v for k, v in described.items() if k != "file"})
+    if not spec.head:
+        raise ValueError("an encoder without a slice classifier")
     return load_encoder(spec, root / _plain_name(described["file"]))
 
 

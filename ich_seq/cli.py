@@ -6,6 +6,7 @@ Heavy imports sit inside the command bodies, so that `ich-seq --help` answers at
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import click
 from ich_seq import IchSeqError, __version__
 
 if TYPE_CHECKING:
+    from ich_seq.cnn_training import CnnSummary
     from ich_seq.config import Config
     from ich_seq.extraction import ExtractionSummary
     from ich_seq.prediction import PredictionSummary
@@ -52,7 +54,7 @@ class Commands(click.Group):
             raise Refusal(refusal) from refusal
         except KeyboardInterrupt:
             click.echo(
-                "Interrupted. Run extract-features again to go on where it ended; other commands start afresh.",
+                "Interrupted. Run train-cnn or extract-features again to go on where it ended; others start afresh.",
                 err=True,
             )
             ctx.exit(EXIT_INTERRUPTED)
@@ -89,6 +91,10 @@ _out = click.option("--out", required=True, type=click.Path(path_type=Path), hel
 _workers = click.option(
     "--workers", type=click.IntRange(min=0), help="Threads and processes that read ahead. [default: one a core]"
 )
+_labels = click.option("--labels", required=True, type=click.Path(path_type=Path), help="Slice labels, a CSV file.")
+_engine = click.option(
+    "--engine", type=click.Choice(["torch", "openvino"]), help="What runs the encoder; openvino is for CPUs."
+)
 _input = click.argument("dicom", type=click.Path(path_type=Path))
 
 
@@ -104,13 +110,75 @@ def cli() -> None:
 
 @cli.command()
 @_input
+@_labels
 @_out
+@click.option("--fold", default="all", show_default=True, metavar="all|K", help="Train every fold or one, from 0.")
+@click.option("--tensorboard", is_flag=True, help="Log to OUT/fold-K/tensorboard.")
+@_settings
+@_common
+@_workers
+def train_cnn(
+    dicom: Path,
+    labels: Path,
+    out: Path,
+    fold: str,
+    tensorboard: bool,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train the slice encoder on labelled DICOM files, a network a patient fold.
+
+    Each network learns from all folds but its own. Finished folds stay and a broken one goes on at its
+    last state; under torchrun all processes train together. Afterwards extract-features --cnn OUT embeds
+    every study by a network that did not learn from its patient.
+
+    \b
+    ich-seq train-cnn stage_2_train --labels stage_2_train.csv --out cnn
+    """
+    from ich_seq.cnn_training import train_cnn as run
+    from ich_seq.figures import table
+    from ich_seq.progress import shown
+
+    wanted = None if fold == "all" else _whole_number("--fold", fold)
+    config = _config(config_file, overrides)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes say nothing
+    with shown(quiet=quiet or not first) as progress:
+        summary = run(
+            dicom,
+            labels,
+            out,
+            config,
+            fold=wanted,
+            device=device,
+            workers=workers,
+            tensorboard=tensorboard,
+            progress=progress,
+        )
+    if not first:
+        return
+    _name_unlabelled(summary.unlabelled)
+    folds = ", ".join(map(str, summary.folds))
+    text = f"{table(summary.figures)}\nfolds {folds} of {config.cnn.folds} -> {out}"
+    _finish_reading(summary, text, {"folds": summary.folds, "figures": summary.figures}, as_json=as_json)
+
+
+@cli.command()
+@_input
+@_out
+@click.option("--cnn", type=click.Path(path_type=Path), help="What train-cnn wrote; stands in for the encoder.")
+@_engine
 @_settings
 @_common
 @_workers
 def extract_features(
     dicom: Path,
     out: Path,
+    cnn: Path | None,
+    engine: str | None,
     config_file: Path | None,
     overrides: tuple[str, ...],
     device: str,
@@ -124,19 +192,34 @@ def extract_features(
     one folder. Writes a feature store; a broken run is taken up where it ended.
 
     \b
-    ich-seq extract-features stage_2_train --out features
+    ich-seq extract-features stage_2_train --cnn cnn --out features
     """
     from ich_seq.extraction import extract_features as run
     from ich_seq.progress import shown
 
     with shown(quiet=quiet) as progress:
-        summary = run(dicom, out, _config(config_file, overrides), device=device, workers=workers, progress=progress)
-    _finish_reading(summary, as_json=as_json)
+        summary = run(
+            dicom,
+            out,
+            _config(config_file, overrides),
+            cnn=cnn,
+            engine=engine,
+            device=device,
+            workers=workers,
+            progress=progress,
+        )
+    if summary.in_sample:
+        click.echo(
+            f"{summary.in_sample} studies could only be embedded by a network that learnt from their patients; "
+            "train-rnn will refuse them. Train all folds to mend that.",
+            err=True,
+        )
+    _finish_reading(summary, _counted(summary), {}, as_json=as_json)
 
 
 @cli.command()
 @click.argument("features", type=click.Path(path_type=Path))
-@click.option("--labels", required=True, type=click.Path(path_type=Path), help="Slice labels, a CSV file.")
+@_labels
 @_out
 @_settings
 @_common
@@ -164,9 +247,7 @@ def train_rnn(
 
     with shown(quiet=quiet) as progress:
         summary = run(features, labels, out, _config(config_file, overrides), device=device, progress=progress)
-    if summary.unlabelled:
-        named = ", ".join(summary.unlabelled[:MAX_NAMED]) + (" ..." if len(summary.unlabelled) > MAX_NAMED else "")
-        click.echo(f"Left out for want of labels: {len(summary.unlabelled)} studies ({named}).", err=True)
+    _name_unlabelled(summary.unlabelled)
     if summary.duplicate_label_rows:
         click.echo(f"Label rows that only repeat another: {summary.duplicate_label_rows}.", err=True)
     result = {
@@ -183,9 +264,19 @@ def train_rnn(
 @_input
 @click.option("--bundle", required=True, type=click.Path(path_type=Path), help="What train-rnn wrote.")
 @_out
+@_engine
 @_common
 @_workers
-def predict(dicom: Path, bundle: Path, out: Path, device: str, workers: int | None, quiet: bool, as_json: bool) -> None:
+def predict(
+    dicom: Path,
+    bundle: Path,
+    out: Path,
+    engine: str | None,
+    device: str,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Give every slice and study below a folder its six probabilities.
 
     Writes studies.csv (likeliest first), slices.csv (feet to head), submission.csv (Kaggle's form),
@@ -198,8 +289,8 @@ def predict(dicom: Path, bundle: Path, out: Path, device: str, workers: int | No
     from ich_seq.progress import shown
 
     with shown(quiet=quiet) as progress:
-        summary = run(dicom, bundle, out, device=device, workers=workers, progress=progress)
-    _finish_reading(summary, as_json=as_json)
+        summary = run(dicom, bundle, out, engine=engine, device=device, workers=workers, progress=progress)
+    _finish_reading(summary, _counted(summary), {}, as_json=as_json)
 
 
 @cli.command()
@@ -213,7 +304,7 @@ def predict(dicom: Path, bundle: Path, out: Path, device: str, workers: int | No
 def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, quiet: bool, as_json: bool) -> None:
     """Run everything once on synthetic studies, in minutes and with no data of your own.
 
-    Draws head-CT phantoms as DICOM files, extracts features, trains, and predicts studies not trained on.
+    Draws head-CT phantoms as DICOM files, trains both stages, and predicts studies not trained on.
     """
     from ich_seq.demo import run_demo
     from ich_seq.figures import table
@@ -232,8 +323,26 @@ def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
     return load_config(path, overrides)
 
 
-def _finish_reading(summary: ExtractionSummary | PredictionSummary, *, as_json: bool) -> NoReturn:
-    """Print what became of the input; end with 3 if files were rejected, with the reasons on stderr."""
+def _whole_number(option: str, value: str) -> int:
+    if not value.isdecimal():
+        raise click.BadParameter(f"{option} is a fold's number, from 0, or all; given: {value}")
+    return int(value)
+
+
+def _name_unlabelled(unlabelled: tuple[str, ...]) -> None:
+    if unlabelled:
+        named = ", ".join(unlabelled[:MAX_NAMED]) + (" ..." if len(unlabelled) > MAX_NAMED else "")
+        click.echo(f"Left out for want of labels: {len(unlabelled)} studies ({named}).", err=True)
+
+
+def _counted(summary: ExtractionSummary | PredictionSummary) -> str:
+    return f"{summary.studies} studies, {summary.counts.used} slices -> {summary.out}"
+
+
+def _finish_reading(
+    summary: CnnSummary | ExtractionSummary | PredictionSummary, text: str, more: dict[str, Any], *, as_json: bool
+) -> NoReturn:
+    """Print the result; end with 3 if files were rejected, with the reasons on stderr."""
     from dataclasses import asdict
 
     counts = summary.counts
@@ -244,8 +353,7 @@ def _finish_reading(summary: ExtractionSummary | PredictionSummary, *, as_json: 
             f"{summary.out / 'rejected.csv'} lists each.",
             err=True,
         )
-    result = {"out": str(summary.out), "studies": summary.studies, **asdict(counts)}
-    _finish(result, f"{summary.studies} studies, {counts.used} slices -> {summary.out}", as_json=as_json)
+    _finish({"out": str(summary.out), "studies": summary.studies, **asdict(counts), **more}, text, as_json=as_json)
     sys.exit(EXIT_SOME_REJECTED if counts.rejected else EXIT_DONE)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,49 +14,67 @@ import torch
 from numpy.typing import NDArray
 
 from ich_seq import NothingUsableError, __version__, windows
+from ich_seq.cnn_run import load_run
 from ich_seq.config import Config
-from ich_seq.devices import choose_device
-from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, embed, save_encoder
+from ich_seq.devices import choose_device, default_workers, keep_memory
+from ich_seq.encoder import EncoderSpec, build_encoder, save_encoder
+from ich_seq.engines import Embedded, Embedder, Execution
 from ich_seq.files import locked_folder, short_hash, write_bytes
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Refused, Unused, unused_csv
-from ich_seq.store import ENCODER, REJECTED, StoreWriter, StudyFeatures
-from ich_seq.studies import Findings, Geometry, Study, check_input, common_normal, describe, find_studies
+from ich_seq.store import REJECTED, StoreWriter, StudyFeatures, encoder_file
+from ich_seq.studies import (
+    Counts,
+    Findings,
+    Geometry,
+    Study,
+    account,
+    check_input,
+    common_normal,
+    describe,
+    find_studies,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
-    """What became of every file seen: `files` = `used` + `excluded` + `rejected`; `reasons` counts the latter two."""
-
-    files: int
-    used: int
-    excluded: int
-    rejected: int
-    reasons: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractionSummary:
-    """What a run of extract-features did, and where it lies."""
+    """What a run of extract-features did, and where it lies; `in_sample` studies had only a network that knew them."""
 
     out: Path
     studies: int
     counts: Counts
+    in_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The encoders of a run, by number, ready to work, and `choose`: which of them embed a study.
+
+    `choose` takes a patient key and a study UID, and tells too whether the networks learnt from the patient.
+    """
+
+    embedders: dict[int, Embedder]
+    choose: Callable[[str, str], tuple[tuple[int, ...], bool]]
+
+    def of(self, study: Study) -> tuple[tuple[int, ...], bool]:
+        """Return the numbers of the networks that are to embed a study, and whether they learnt from its patient."""
+        return self.choose(short_hash(study.patient_id), study.uid)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedStudy:
-    """A study after the encoder: its features (None if no slice could be read) and the slices lost.
+    """A study after the encoders: its features, a piece a network (none if no slice could be read), and slices lost.
 
     `geometry` is that of the slices that are left.
     """
 
     study: Study
-    features: StudyFeatures | None
+    features: tuple[StudyFeatures, ...]
+    in_sample: bool
     geometry: Geometry
     refused: tuple[Unused, ...]
 
@@ -67,111 +84,129 @@ def extract_features(
     out: str | Path,
     config: Config | None = None,
     *,
+    cnn: str | Path | None = None,
+    engine: str | None = None,
     device: str = "auto",
     workers: int | None = None,
     progress: Progress = silent,
 ) -> ExtractionSummary:
     """Embed every slice below `root` and write the feature store `out`; take up a broken run where it ended.
 
-    `workers` threads and processes read ahead of the encoder (None: one a core); the bytes written do
-    not depend on them. Raises NothingUsableError if no slice of `root` is usable (rejected.csv then
-    says why), OutputError if `out` cannot be written or another process holds it.
+    `cnn` is a folder of train-cnn: its networks are taken instead of the settings' encoder, for each
+    study the one that did not learn from its patient, or all if none did. `engine` stands in for
+    `config.extract.engine`. `workers` threads and processes read ahead of the encoder (None: one a core);
+    the bytes written do not depend on them. Raises NothingUsableError if no slice of `root` is usable
+    (rejected.csv then says why), OutputError if `out` cannot be written or another process holds it.
     """
     root, out, config = Path(root), Path(out), config or Config()
     workers = default_workers() if workers is None else workers
     check_input(root)
-    processor = choose_device(device)
-    encoder = build_encoder(config).to(processor)
+    keep_memory()
+    networks = open_networks(config, choose_device(device), cnn=cnn, engine=engine)
+    return fill_store(root, out, networks, workers=workers, progress=progress)
+
+
+def open_networks(
+    config: Config, device: torch.device, *, cnn: str | Path | None = None, engine: str | None = None
+) -> Networks:
+    """Make the settings' encoder ready, or the networks of a folder of train-cnn."""
+    execution = Execution.of(config.extract, engine)
+    if cnn is None:
+        return Networks({0: Embedder(build_encoder(config), execution, device)}, lambda patient, study: ((0,), False))
+    run = load_run(Path(cnn))
+    return Networks({k: Embedder(run.load(k), execution, device) for k in run.results}, run.networks_for)
+
+
+def fill_store(root: Path, out: Path, networks: Networks, *, workers: int, progress: Progress) -> ExtractionSummary:
+    """Embed every slice below `root` by networks that are ready, into the store `out`."""
     with locked_folder(out):
         findings = find_studies(root, skip=out, workers=workers, progress=progress)
-        writer = StoreWriter(out, _fingerprint(encoder.spec, processor))
-        save_encoder(encoder, out / ENCODER)
-        refused = _grow(writer, findings, encoder, workers, progress)
-        return _close(writer, findings, refused, encoder.spec)
+        writer = StoreWriter(out, _fingerprint(networks))
+        for number, embedder in networks.embedders.items():
+            save_encoder(embedder.encoder, out / encoder_file(number))
+        refused = _grow(writer, findings, networks, workers, progress)
+        return _close(writer, findings, refused, networks)
 
 
-def _fingerprint(spec: EncoderSpec, device: torch.device) -> str:
+def _fingerprint(networks: Networks) -> str:
     """Return 16 hex digits that differ if any byte of a study's file could: another release may read otherwise."""
-    return short_hash(" ".join([spec.fingerprint, __version__, torch.__version__, device.type]))
+    specs = " ".join(f"{k} {e.spec.fingerprint} {e.device.type}" for k, e in sorted(networks.embedders.items()))
+    return short_hash(" ".join([specs, repr(_execution(networks)), __version__, torch.__version__]))
 
 
-def default_workers() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _execution(networks: Networks) -> Execution:
+    return next(iter(networks.embedders.values())).execution
 
 
 def _grow(
-    writer: StoreWriter, findings: Findings, encoder: SliceEncoder, workers: int, progress: Progress
+    writer: StoreWriter, findings: Findings, networks: Networks, workers: int, progress: Progress
 ) -> list[Unused]:
     """Bring every study that is not there yet into the store; return the slices that could not be read."""
-    missing = [study for study in findings.studies if not writer.has(_input_key(study))]
+    missing = [s for s in findings.studies if not all(writer.has(key) for key in _row_keys(s, networks))]
     refused: list[Unused] = []
     done = len(findings.studies) - len(missing)
-    for embedded in embed_studies(missing, encoder, workers=workers):
+    for embedded in embed_studies(missing, networks, workers=workers):
         refused.extend(embedded.refused)
-        if embedded.features is not None:
-            key, geometry = _input_key(embedded.study), asdict(embedded.geometry)
-            writer.add(key, embedded.features, geometry, whole=not embedded.refused)
+        whole, geometry = not embedded.refused, asdict(embedded.geometry)
+        for key, features in zip(_row_keys(embedded.study, networks), embedded.features, strict=False):
+            writer.add(key, features, geometry, whole=whole, in_sample=embedded.in_sample)
         done += 1
         progress("embedding studies", done, len(findings.studies))
     return refused
 
 
-def _input_key(study: Study) -> str:
-    """Return a hash that changes when a file of the study is added, removed, renamed or written anew."""
-    return short_hash(repr([(h.file, h.sop_uid, h.file_bytes, h.modified_ns) for h in study.slices]))
+def _row_keys(study: Study, networks: Networks) -> list[str]:
+    """Return a hash a network that changes when a file of the study is added, removed, renamed or written anew."""
+    files = repr([(h.file, h.sop_uid, h.file_bytes, h.modified_ns) for h in study.slices])
+    return [short_hash(f"{number} {files}") for number in networks.of(study)[0]]
 
 
-def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], spec: EncoderSpec) -> ExtractionSummary:
+def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], networks: Networks) -> ExtractionSummary:
     """Finish the store and sum it up; refuse to call an empty store a result."""
     unused, counts = account(findings, refused)
     if not counts.used:
         rejected = writer.root / REJECTED
         write_bytes(rejected, unused_csv(unused))
         raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {rejected}.")
-    keys = [key for study in findings.studies if writer.has(key := _input_key(study))]
-    writer.close(keys, unused_csv(unused), {"encoder": asdict(spec), "counts": asdict(counts)})
-    return ExtractionSummary(out=writer.root, studies=len(keys), counts=counts)
+    rows = [(study, _row_keys(study, networks)) for study in findings.studies]
+    stored = [(study, keys) for study, keys in rows if writer.has(keys[0])]
+    specs = {str(number): asdict(e.spec) for number, e in networks.embedders.items()}
+    facts = {"encoders": specs, "execution": asdict(_execution(networks)), "counts": asdict(counts)}
+    files = [encoder_file(number) for number in networks.embedders]
+    writer.close([key for _, keys in stored for key in keys], unused_csv(unused), files, facts)
+    in_sample = sum(networks.of(study)[1] for study, _ in stored)
+    return ExtractionSummary(out=writer.root, studies=len(stored), counts=counts, in_sample=in_sample)
 
 
-def account(findings: Findings, refused: Sequence[Unused]) -> tuple[list[Unused], Counts]:
-    """Return every file that is no slice of a study, sorted, the later `refused` among them, and the counts of all."""
-    unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
-    fates = Counter(u.fate for u in unused)
-    counts = Counts(
-        files=findings.n_files,
-        used=findings.n_files - len(unused),
-        excluded=fates["excluded"],
-        rejected=fates["rejected"],
-        reasons=dict(sorted(Counter(str(u.reason) for u in unused).items())),
-    )
-    return unused, counts
-
-
-def embed_studies(studies: Iterable[Study], encoder: SliceEncoder, *, workers: int) -> Iterator[EmbeddedStudy]:
-    """Embed studies one by one, in their order, while `workers` threads read the next ones.
-
-    A study is always cut into the same batches, so its features depend on nothing but itself.
-    """
+def embed_studies(studies: Iterable[Study], networks: Networks, *, workers: int) -> Iterator[EmbeddedStudy]:
+    """Embed studies one by one, in their order, while `workers` threads read the next ones."""
+    spec = next(iter(networks.embedders.values())).spec
 
     def read(study: Study) -> tuple[Study, NDArray[np.float32], list[int], list[Unused]]:
-        return study, *read_study(study, encoder.spec)
+        return study, *read_study(study, spec)
 
     for study, hu, kept, refused in _ahead(read, studies, workers):
-        features = None
-        if kept:
-            embedded = embed(encoder, torch.from_numpy(hu))
-            features = StudyFeatures(
-                study_uid=study.uid,
-                patient_key=short_hash(study.patient_id),
-                sop_uids=tuple(study.slices[i].sop_uid for i in kept),
-                positions_mm=study.positions_mm[kept],
-                features=embedded.numpy().astype(np.float16),
-            )
+        numbers, in_sample = networks.of(study)
+        seen = {k: networks.embedders[k](torch.from_numpy(hu)) for k in numbers} if kept else {}
+        features = tuple(_features(study, kept, number, said) for number, said in seen.items())
         geometry = study.geometry
-        if features is not None and refused:
-            geometry = describe(features.positions_mm, common_normal(study.slices))
-        yield EmbeddedStudy(study=study, features=features, geometry=geometry, refused=tuple(refused))
+        if kept and refused:
+            geometry = describe(study.positions_mm[kept], common_normal(study.slices))
+        yield EmbeddedStudy(
+            study=study, features=features, in_sample=in_sample, geometry=geometry, refused=tuple(refused)
+        )
+
+
+def _features(study: Study, kept: list[int], number: int, embedded: Embedded) -> StudyFeatures:
+    return StudyFeatures(
+        study_uid=study.uid,
+        patient_key=short_hash(study.patient_id),
+        sop_uids=tuple(study.slices[i].sop_uid for i in kept),
+        positions_mm=study.positions_mm[kept],
+        features=embedded.features.numpy().astype(np.float16),
+        logits=None if embedded.logits is None else embedded.logits.numpy(),
+        network=number,
+    )
 
 
 def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], list[int], list[Unused]]:

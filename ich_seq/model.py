@@ -30,18 +30,16 @@ class Logits(NamedTuple):
 
 
 class SequenceModel(nn.Module):
-    """What a slice's own embedding says, corrected by a bidirectional GRU that has read its neighbours.
+    """What a classifier of single slices says, corrected by a bidirectional GRU that has read the neighbours.
 
-    `base` is a linear classifier of single slices, fitted beforehand and frozen; the GRU adds to its
-    logits and starts from adding nothing. A study's logits are the same alone, in any batch, in any
-    order and whatever the padding holds.
+    The GRU adds to the classifier's logits and starts from adding nothing. A study's logits are the same
+    alone, in any batch, in any order and whatever the padding holds.
     """
 
     def __init__(self, dim: int, config: Rnn) -> None:
         super().__init__()
         self.dim, self.config = dim, config
         labels, width = len(LABELS), 2 * config.hidden + config.projection
-        self.base = nn.Linear(dim, labels).requires_grad_(False)
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, config.projection)
         self.project_norm = nn.LayerNorm(config.projection)
@@ -58,20 +56,18 @@ class SequenceModel(nn.Module):
         self.attention = _silent_linear(width, labels)
         self.study_bias = nn.Parameter(torch.zeros(labels))
 
-    def forward(
-        self, features: Tensor, positions_mm: Tensor, lengths: Tensor, base_logits: Tensor | None = None
-    ) -> Logits:
+    def forward(self, features: Tensor, positions_mm: Tensor, lengths: Tensor, base_logits: Tensor) -> Logits:
         """Return the logits of B studies: features (B, T, D), positions_mm (B, T), lengths (B,) on the CPU.
 
-        `base_logits` (B, T, K) stand in for those of `base`: in training, logits of a classifier that did
-        not see the study. Refuses (ValueError) lengths of another number, below 1 or beyond T.
+        `base_logits` (B, T, K) are what the slice classifier says; in training, one that did not see the
+        study. Refuses (ValueError) lengths of another number, below 1 or beyond T.
         """
         longest = features.shape[1]
         if lengths.shape != features.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > longest:
             raise ValueError(f"lengths {lengths.tolist()} do not fit features of shape {tuple(features.shape)}")
         real = valid_steps(lengths, longest, features.device)[..., None]
         features = torch.where(real, features, 0)
-        base = torch.where(real, self.base(features) if base_logits is None else base_logits, 0)
+        base = torch.where(real, base_logits, 0)
         projected = self._project(features)
         inputs = [projected, base * BASE_SCALE]
         if self.config.position:
@@ -93,12 +89,11 @@ class SequenceModel(nn.Module):
 
 @torch.inference_mode()
 def ensemble_logits(
-    models: Sequence[SequenceModel], features: Tensor, positions_mm: Tensor, lengths: Tensor
+    models: Sequence[SequenceModel], features: Tensor, positions_mm: Tensor, lengths: Tensor, base: Tensor
 ) -> tuple[Logits, Logits]:
-    """Return what the models' common base says, a study being its likeliest slice, and the mean of the models."""
+    """Return what the base says, (B, T, K), a study being its likeliest slice, and the mean of the models."""
     real = valid_steps(lengths, features.shape[1], features.device)[..., None]
-    base = models[0].base(torch.where(real, features, 0))
-    said = [model(features, positions_mm, lengths) for model in models]
+    said = [model(features, positions_mm, lengths, base) for model in models]
     refined = Logits(
         torch.stack([logits.slices for logits in said]).mean(dim=0),
         torch.stack([logits.studies for logits in said]).mean(dim=0),

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
-from ich_seq.devices import choose_device
-from ich_seq.extraction import Counts, account, default_workers, embed_studies
+from ich_seq.devices import choose_device, default_workers, keep_memory
+from ich_seq.extraction import Networks, embed_studies
 from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
 from ich_seq.report import StudyPrediction, write_slices, write_studies, write_submission
 from ich_seq.store import REJECTED
-from ich_seq.studies import Findings, check_input, find_studies
+from ich_seq.studies import Counts, Findings, account, check_input, find_studies
 
 RUN = "run.json"
 TABLES = STUDIES, SLICES, SUBMISSION = "studies.csv", "slices.csv", "submission.csv"
@@ -37,20 +37,23 @@ def predict(
     bundle: str | Path,
     out: str | Path,
     *,
+    engine: str | None = None,
     device: str = "auto",
     workers: int | None = None,
     progress: Progress = silent,
 ) -> PredictionSummary:
     """Predict every study below `root` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
 
-    The bundle's own encoder is used, so no setting can disagree with its training. Raises
+    The bundle's own encoders are used, so no setting can disagree with its training; `engine` says what
+    runs them, if not what did then. Raises
     NothingUsableError if no slice is usable (rejected.csv then says why), ArtefactError for a damaged
     bundle, OutputError if `out` cannot be written.
     """
     root, bundle, out = Path(root), Path(bundle), Path(out)
     workers = default_workers() if workers is None else workers
     check_input(root)
-    loaded = load_bundle(bundle, choose_device(device))
+    keep_memory()
+    loaded = load_bundle(bundle, choose_device(device), engine)
     with locked_folder(out):
         for name in (RUN, *TABLES):  # what an older run left is no result of this one
             (out / name).unlink(missing_ok=True)
@@ -70,15 +73,16 @@ def _predict_studies(
 ) -> Iterator[StudyPrediction]:
     """Yield the studies' predictions in order; slices that cannot be read go to `refused`."""
     lost = Counter(u.study_uid for u in findings.unused if u.fate == "rejected")
-    embedded = embed_studies(findings.studies, bundle.encoder, workers=workers)
+    networks = Networks(bundle.embedders, lambda patient_key, study_uid: (tuple(bundle.embedders), False))
+    embedded = embed_studies(findings.studies, networks, workers=workers)
     for done, item in enumerate(embedded, start=1):
         refused.extend(item.refused)
-        if item.features is not None:
+        if item.features:
             slices, study = bundle.predict(item.features)
             yield StudyPrediction(
                 study_uid=item.study.uid,
-                sop_uids=item.features.sop_uids,
-                positions_mm=item.features.positions_mm,
+                sop_uids=item.features[0].sop_uids,
+                positions_mm=item.features[0].positions_mm,
                 slice_probabilities=slices,
                 study_probabilities=study,
                 geometry=item.geometry,
@@ -96,6 +100,7 @@ def _write_results(out: Path, predictions: tuple[StudyPrediction, ...], bundle: 
         "version": __version__,
         "card_sha256": bundle.card_sha256,
         "intended_use": bundle.card["intended_use"],
+        "execution": asdict(next(iter(bundle.embedders.values())).execution),
         "counts": asdict(counts),
         "studies": len(predictions),
         "files": {name: sha256_file(out / name) for name in (*TABLES, REJECTED)},

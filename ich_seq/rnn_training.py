@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,21 +17,24 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from ich_seq import UsageError
-from ich_seq.baselines import SliceClassifier, by_position, constant, fit_classifier
+from ich_seq.baselines import SliceClassifier, by_position, constant, fit_classifier, relative_positions
 from ich_seq.bundle import Shares, save_bundle
 from ich_seq.calibration import blend, choose_shares
-from ich_seq.config import Config, Rnn, Train
+from ich_seq.config import Config, Train
 from ich_seq.devices import choose_device
-from ich_seq.encoder import EncoderSpec
+from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, with_head
+from ich_seq.engines import Execution
 from ich_seq.figures import Predicted, Truth, judge
 from ich_seq.files import locked_folder, sha256_file
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.metrics import weighted_log_loss
 from ich_seq.model import SequenceModel, ensemble_logits, sequence_loss, valid_steps
 from ich_seq.progress import Progress, silent
-from ich_seq.sequences import Batch, LabelledStudy, batches, label_studies, relative_positions, varied
-from ich_seq.store import ENCODER, FeatureStore, open_store
+from ich_seq.schedule import rate
+from ich_seq.sequences import Batch, LabelledStudy, batches, label_studies, varied
+from ich_seq.store import FeatureStore, encoder_file, open_store
 
+Part = TypeVar("Part")
 Folds = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Triple = tuple[Floats, Floats, NDArray[np.uint8]]
@@ -78,7 +81,7 @@ def train_rnn(
             "duplicate_label_rows": truth.duplicate_rows,
             "labels_sha256": sha256_file(labels),
         }
-        _save(out, store, ensemble, {"training": training, "figures": figures})
+        _save(out, store, _heads(data, store), ensemble, {"training": training, "figures": figures})
     return TrainingSummary(
         out=out,
         studies=len(studies),
@@ -89,13 +92,27 @@ def train_rnn(
 
 
 def _refuse_in_sample(store: FeatureStore, options: Train) -> None:
-    """Refuse features of an encoder that may have been trained on these patients, unless told that it was not."""
-    weights = store.manifest["encoder"]["weights"]
-    if weights.startswith("file") and not options.unseen_by_encoder:
+    """Refuse features of an encoder that was, or may have been, trained on these patients, unless told to take them."""
+    if options.allow_in_sample:
+        return
+    weights = next(iter(encoders_of(store).values())).weights
+    if "file, sha256" in weights:  # train-cnn says too what it started from
         raise UsageError(
-            f"The encoder's weights are a {weights}, and nothing says that they were not trained on these patients. "
-            "If they were, every figure would be too good. If not, say so: --set train.unseen_by_encoder=true"
+            f"The encoder's weights are {weights}, and nothing says that the file was not trained on these patients. "
+            "If they were, every figure would be too good. If not, say so: --set train.allow_in_sample=true"
         )
+    if known := store.in_sample():
+        raise UsageError(
+            f"{len(known)} studies were embedded by a network that learnt from their patients, since the one that did "
+            "not was not trained. Train all folds (train-cnn --fold all) and extract again; or take them though "
+            "every figure will be too good: --set train.allow_in_sample=true"
+        )
+
+
+def encoders_of(store: FeatureStore) -> dict[int, EncoderSpec]:
+    """Return the specs of the encoders that made a store, by number."""
+    specs = store.manifest["encoders"]
+    return {int(number): EncoderSpec.from_json(specs[number]) for number in sorted(specs, key=int)}
 
 
 def _folds(studies: Sequence[LabelledStudy], unlabelled: Sequence[str], options: Train) -> Folds:
@@ -110,14 +127,17 @@ def _folds(studies: Sequence[LabelledStudy], unlabelled: Sequence[str], options:
 
 
 class FoldedStudies:
-    """Labelled studies and their folds, (B,), with a base classifier for every set of folds left out.
+    """Labelled studies and their folds, (B,), with the logits of a base for every set of folds left out.
 
-    The same sets recur from network to network, so each classifier is fitted and applied once.
+    The base is the encoder's own head where it has one: it was trained without the study's patient. Else
+    it is a classifier fitted here; the same sets recur from network to network, so each is fitted and
+    applied once.
     """
 
     def __init__(self, studies: Sequence[LabelledStudy], folds: Folds, seed: int) -> None:
         self.studies, self.folds, self.seed = studies, folds, seed
         self.numbers = frozenset(int(f) for f in folds)
+        self.has_head = all(s.features.logits is not None for s in studies)
         self._classifiers: dict[frozenset[int], SliceClassifier] = {}
         self._prepared: dict[tuple[int, frozenset[int]], list[LabelledStudy]] = {}
 
@@ -134,20 +154,24 @@ class FoldedStudies:
 
     def to_learn_from(self, folds: frozenset[int], without: frozenset[int]) -> list[LabelledStudy]:
         """Return the studies of `folds`, with base logits of classifiers that saw neither their fold nor `without`."""
-        return [study for fold in sorted(folds) for study in self._prepare(fold, without | {fold})]
+        return [study for fold in sorted(folds) for study in self.prepare(fold, without | {fold})]
 
-    def _prepare(self, fold: int, unseen: frozenset[int]) -> list[LabelledStudy]:
+    def prepare(self, fold: int, unseen: frozenset[int]) -> list[LabelledStudy]:
+        """Return the studies of a fold with base logits of a classifier that saw none of the folds `unseen`."""
+        if self.has_head:
+            return self.of(frozenset({fold}))
         if (fold, unseen) not in self._prepared:
             base = self.classifier(unseen)
             self._prepared[fold, unseen] = [
-                replace(study, base_logits=base.logits(study.features.features)) for study in self.of(frozenset({fold}))
+                replace(s, features=replace(s.features, logits=base.logits(s.features.features)))
+                for s in self.of(frozenset({fold}))
             ]
         return self._prepared[fold, unseen]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ensemble:
-    """Models on one base classifier, and the share of them in each label's blend with it."""
+    """Models of one base, and the share of them in each label's blend with it."""
 
     models: list[SequenceModel]
     shares: Shares
@@ -178,7 +202,7 @@ def _logits_beside_base(
     seen = []
     for batch in batches(studies, EVALUATION_BATCH):
         moved = batch.to(device)
-        base, targets = _given(moved.base_logits), _given(moved.targets)
+        base, targets = _given(moved.logits), _given(moved.targets)
         said = model(moved.features, moved.positions_mm, batch.lengths, base)
         real = valid_steps(batch.lengths, base.shape[1], device)
         of_studies = [torch.where(real[..., None], t, -torch.inf).amax(dim=1) for t in (base, targets)]
@@ -200,10 +224,10 @@ def _joined(seen: Sequence[tuple[Triple, Triple]], level: int) -> Triple:
     return np.concatenate(base), np.concatenate(refined), np.concatenate(targets)
 
 
-def _given(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise ValueError("a batch to learn from needs targets and base logits")
-    return tensor
+def _given(part: Part | None) -> Part:
+    if part is None:
+        raise ValueError("what is learnt from needs targets and base logits")
+    return part
 
 
 def fit_model(
@@ -211,8 +235,7 @@ def fit_model(
 ) -> SequenceModel:
     """Train one sequence model; return it as it was at its best on the fold `stop`.
 
-    It starts from the base classifier of all folds but `without`, which the GRU learns to correct: here
-    on logits of classifiers that did not see the study, as it will be on new patients. AdamW with linear
+    The GRU learns to correct logits of a base that did not see the study, as it will on new patients. AdamW with linear
     warm-up and cosine decay, ended `patience` epochs after the best. Same data, same seed: same weights.
     """
     options, held_out = config.train, frozenset({stop})
@@ -220,12 +243,10 @@ def fit_model(
     rng = np.random.default_rng(options.seed + stop)
     train = data.to_learn_from(data.numbers - without - held_out, without)
     stop_on = data.to_learn_from(held_out, without)
-    model = _new_model(data.classifier(without), config.rnn).to(device)
-    optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=options.learning_rate, weight_decay=options.weight_decay
-    )
-    steps = math.ceil(len(train) / options.batch_studies)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps, options))
+    model = SequenceModel(data.studies[0].features.features.shape[1], config.rnn).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    total = options.epochs * math.ceil(len(train) / options.batch_studies)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step / total, options.warmup))
     best, best_loss, best_epoch = _weights(model), _loss(model, stop_on, options, device), 0
     for epoch in range(1, options.epochs + 1):
         for batch in batches(varied(train, rng, thin=options.thin, reverse=options.reverse), options.batch_studies):
@@ -240,21 +261,6 @@ def fit_model(
     return model.eval()
 
 
-def _new_model(base: SliceClassifier, config: Rnn) -> SequenceModel:
-    model = SequenceModel(base.weight.shape[1], config)
-    model.base.weight.copy_(torch.from_numpy(base.weight))
-    model.base.bias.copy_(torch.from_numpy(base.bias))
-    return model
-
-
-def _rate(epochs: float, options: Train) -> float:
-    """Return the share of the full learning rate after so many epochs: up in a line, down in a cosine."""
-    warm = options.warmup * options.epochs
-    if epochs < warm:
-        return (epochs + 1e-3) / warm
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epochs - warm) / (options.epochs - warm))))
-
-
 def _step(model: SequenceModel, optimiser: torch.optim.Optimizer, batch: Batch, options: Train) -> None:
     model.train()
     optimiser.zero_grad()
@@ -264,7 +270,7 @@ def _step(model: SequenceModel, optimiser: torch.optim.Optimizer, batch: Batch, 
 
 
 def _batch_loss(model: SequenceModel, batch: Batch, options: Train) -> Tensor:
-    logits = model(batch.features, batch.positions_mm, batch.lengths, _given(batch.base_logits))
+    logits = model(batch.features, batch.positions_mm, batch.lengths, _given(batch.logits))
     return sequence_loss(logits, _given(batch.targets), batch.lengths, study_weight=options.study_loss)
 
 
@@ -288,7 +294,9 @@ def predict_ensemble(
     said: dict[str, list[Predicted]] = {"rnn": [], "blend": []}
     for batch in batches(studies, EVALUATION_BATCH):
         moved = batch.to(device)
-        logits = ensemble_logits(ensemble.models, moved.features, moved.positions_mm, moved.lengths)
+        logits = ensemble_logits(
+            ensemble.models, moved.features, moved.positions_mm, moved.lengths, _given(moved.logits)
+        )
         real = valid_steps(batch.lengths, moved.features.shape[1])
         base, refined = ((x.slices.cpu()[real].double().numpy(), x.studies.cpu().double().numpy()) for x in logits)
         blended = [blend(b, r, share) for b, r, share in zip(base, refined, ensemble.shares, strict=True)]
@@ -303,34 +311,39 @@ def _judge(data: FoldedStudies, config: Config, device: torch.device, progress: 
     tested: list[LabelledStudy] = []
     for fold in sorted(data.numbers):
         away = frozenset({fold})
-        test = data.of(away)
+        test = data.prepare(fold, away)
         ensemble = fit_ensemble(data, config, device, without=away)
-        parts.append(_baselines(data, away) | predict_ensemble(ensemble, test, device))
+        parts.append(_baselines(data, away, test) | predict_ensemble(ensemble, test, device))
         tested += test
         progress("judging out of fold", len(parts), len(data.numbers))
     predicted = {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
     truth = Truth.of_studies([s.targets for s in tested], [s.features.patient_key for s in tested])
-    return judge(predicted, truth, seed=config.train.seed, against="slice_logistic")
+    return judge(predicted, truth, seed=config.train.seed, against=base_name(data))
 
 
-def _baselines(data: FoldedStudies, away: frozenset[int]) -> dict[str, Predicted]:
+def base_name(data: FoldedStudies) -> str:
+    """Return under which name the base stands among the figures."""
+    return "cnn" if data.has_head else "slice_logistic"
+
+
+def _baselines(data: FoldedStudies, away: frozenset[int], test: Sequence[LabelledStudy]) -> dict[str, Predicted]:
     """Return what knows less: the prevalence (of slices, and of studies), the position, each slice alone.
 
     For the latter two a study is its likeliest slice.
     """
-    train, test = data.of(data.numbers - away), data.of(away)
+    train = data.of(data.numbers - away)
     targets, lengths = _stack_targets(train), [len(s) for s in test]
     where, new_where = (
         np.concatenate([relative_positions(s.features.positions_mm) for s in group]) for group in (train, test)
     )
-    logits = data.classifier(away).logits(_stack_features(test))
+    logits = np.concatenate([_given(s.features.logits) for s in test])
     return {
         "constant": Predicted(
             slices=constant(targets, sum(lengths)),
             studies=constant(np.stack([s.targets.max(axis=0) for s in train]), len(test)),
         ),
         "position": Predicted.of_slices(by_position(where, targets, new_where), lengths),
-        "slice_logistic": Predicted.of_slices(expit(logits.astype(np.float64)), lengths),
+        base_name(data): Predicted.of_slices(expit(logits.astype(np.float64)), lengths),
     }
 
 
@@ -358,11 +371,23 @@ def _describe(studies: Sequence[LabelledStudy], store: FeatureStore, config: Con
     }
 
 
-def _save(out: Path, store: FeatureStore, ensemble: Ensemble, facts: dict[str, Any]) -> None:
+def _heads(data: FoldedStudies, store: FeatureStore) -> list[SliceEncoder]:
+    """Return the store's encoders, each with a head: its own, or the classifier fitted on all folds."""
+    encoders = [load_encoder(spec, store.root / encoder_file(k)) for k, spec in encoders_of(store).items()]
+    if data.has_head:
+        return encoders
+    return [
+        with_head(encoder, base.weight, base.bias) for base in [data.classifier(frozenset())] for encoder in encoders
+    ]
+
+
+def _save(
+    out: Path, store: FeatureStore, encoders: Sequence[SliceEncoder], ensemble: Ensemble, facts: dict[str, Any]
+) -> None:
     save_bundle(
         out,
-        encoder=EncoderSpec.from_json(store.manifest["encoder"]),
-        encoder_weights=(store.root / ENCODER).read_bytes(),
+        encoders=encoders,
+        execution=Execution(**store.manifest["execution"]),
         models=ensemble.models,
         shares=ensemble.shares,
         facts=facts,

@@ -23,12 +23,11 @@ THIN_FROM = 10
 class LabelledStudy:
     """A study with the labels of its slices, `targets` (N, K) uint8, in the order of its features.
 
-    `base_logits` (N, K) float32 are what a classifier of single slices says that did not see the study.
+    In training `features.logits` are what a classifier of single slices says that did not see the study.
     """
 
     features: StudyFeatures
     targets: NDArray[np.uint8]
-    base_logits: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -37,7 +36,7 @@ class LabelledStudy:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """B studies padded to the longest: features (B, T, D) float32, positions_mm (B, T) float64,
-    lengths (B,) int64 on the CPU, targets and base_logits (B, T, K) float32 or None. Rows from a study's
+    lengths (B,) int64 on the CPU, targets and logits (B, T, K) float32 or None. Rows from a study's
     length on are padding, and nothing reads them.
     """
 
@@ -45,7 +44,7 @@ class Batch:
     positions_mm: Tensor
     lengths: Tensor
     targets: Tensor | None = None
-    base_logits: Tensor | None = None
+    logits: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Move all but the lengths to a device."""
@@ -54,7 +53,7 @@ class Batch:
             positions_mm=self.positions_mm.to(device),
             lengths=self.lengths,
             targets=None if self.targets is None else self.targets.to(device),
-            base_logits=None if self.base_logits is None else self.base_logits.to(device),
+            logits=None if self.logits is None else self.logits.to(device),
         )
 
 
@@ -75,38 +74,31 @@ def label_studies(store: FeatureStore, labels: SliceLabels) -> tuple[list[Labell
 
 
 def collate(studies: Sequence[StudyFeatures]) -> Batch:
-    """Pad studies with zeros on the right into one batch, in their order. Refuses an empty study (ValueError)."""
+    """Pad studies with zeros on the right into one batch, in their order; logits only where all studies have them.
+
+    Refuses an empty study (ValueError).
+    """
     lengths = torch.tensor([len(s.features) for s in studies], dtype=torch.int64)
     if not len(studies) or int(lengths.min()) == 0:
         raise ValueError("a batch holds at least one study, a study at least one slice")
+    logits = [s.logits for s in studies if s.logits is not None]
     return Batch(
         features=_padded([s.features for s in studies], torch.float32),
         positions_mm=_padded([s.positions_mm for s in studies], torch.float64),
         lengths=lengths,
+        logits=_padded(logits, torch.float32) if len(logits) == len(studies) else None,
     )
 
 
 def collate_labelled(studies: Sequence[LabelledStudy]) -> Batch:
-    """Like `collate`, with targets and, where all studies have them, base logits."""
-    logits = [s.base_logits for s in studies if s.base_logits is not None]
-    return replace(
-        collate([s.features for s in studies]),
-        targets=_padded([s.targets for s in studies], torch.float32),
-        base_logits=_padded(logits, torch.float32) if len(logits) == len(studies) else None,
-    )
+    """Like `collate`, with targets."""
+    batch = collate([s.features for s in studies])
+    return replace(batch, targets=_padded([s.targets for s in studies], torch.float32))
 
 
 def _padded(rows: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
     tensors = [torch.tensor(row, dtype=dtype) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-
-
-def relative_positions(positions_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return where N slices lie between the study's first (0) and last (1); 0.5 if all lie at one place."""
-    span = positions_mm[-1] - positions_mm[0]
-    if span <= 0:
-        return np.full(len(positions_mm), 0.5)
-    return np.asarray((positions_mm - positions_mm[0]) / span)
 
 
 def batches(studies: Sequence[LabelledStudy], size: int) -> Iterator[Batch]:
@@ -142,6 +134,6 @@ def _vary(study: LabelledStudy, rng: np.random.Generator, thin: float, reverse: 
         sop_uids=tuple(features.sop_uids[i] for i in index),
         positions_mm=sign * features.positions_mm[index],
         features=features.features[index],
+        logits=None if features.logits is None else features.logits[index],
     )
-    logits = None if study.base_logits is None else study.base_logits[index]
-    return LabelledStudy(features=taken, targets=study.targets[index], base_logits=logits)
+    return LabelledStudy(features=taken, targets=study.targets[index])

@@ -1,11 +1,16 @@
-"""The feature store: embeddings on disk, a file a study, each row beside its SOP Instance UID.
+"""The feature store: embeddings on disk, a file a study and network, each row beside its SOP Instance UID.
 
     FEATURES/
         manifest.json       what made the store, what it holds, the SHA-256 of the files below
-        encoder.safetensors the encoder's weights, so that a bundle can be made of the store alone
-        studies.parquet     a row a study: identity, geometry, name, size and SHA-256 of its file
+        network-<k>.safetensors   the encoders' weights, so that a bundle can be made of the store alone
+        studies.parquet     a row a study and network: identity, geometry, name, size and SHA-256 of its file
         rejected.csv        a row for every file that is no slice of a study, with its reason
-        <hash>.safetensors  features (N, D) float16, positions_mm (N,) float64, SOP UIDs in the header
+        <hash>.safetensors  features (N, D) float16, positions_mm (N,) float64, logits (N, K) float32 if the
+                            encoder has a head, SOP UIDs in the header
+
+There is one network, 0, unless the encoder was trained by train-cnn: then each study was embedded by the
+network of its patient's fold, which did not learn from it, or by all of them if none did. `in_sample` marks
+rows for which only a network was at hand that did learn from the patient.
 
 `.journal.jsonl` remembers finished studies while a store grows; `.lock` keeps a second process out.
 A study counts as finished when the journal names it and its file has the journalled size and hash.
@@ -29,26 +34,26 @@ from safetensors.numpy import save as save_arrays
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.files import append_line, sha256_bytes, sha256_file, short_hash, write_bytes, write_json
 
-SCHEMA = "ich-seq features 1"
-MANIFEST, STUDIES, REJECTED, ENCODER, JOURNAL = (
-    "manifest.json",
-    "studies.parquet",
-    "rejected.csv",
-    "encoder.safetensors",
-    ".journal.jsonl",
-)
-INDEX_COLUMNS = ("study_uid", "patient_key", "slices", "file", "bytes", "sha256", "whole")
+SCHEMA = "ich-seq features 2"
+MANIFEST, STUDIES, REJECTED, JOURNAL = "manifest.json", "studies.parquet", "rejected.csv", ".journal.jsonl"
+INDEX_COLUMNS = ("study_uid", "patient_key", "network", "in_sample", "slices", "file", "bytes", "sha256", "whole")
 """First columns of the index; the geometry's follow by name, as a resumed row has lost its own order."""
 
 HEADER_KEY = "ich_seq"
 """All text of a study file sits under this one key: safetensors writes several in random order."""
 
 
+def encoder_file(number: int) -> str:
+    """Return the name of an encoder's file; a bundle's have another, so that both can lie in one folder."""
+    return f"network-{number}.safetensors"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyFeatures:
-    """The embeddings of one study, feet to head: `features` (N, D), `positions_mm` (N,), `sop_uids` N names.
+    """The embeddings of one study by one network, feet to head: `features` (N, D), `positions_mm` (N,),
+    `sop_uids` N names and, if the network has a head, its `logits` (N, K).
 
-    `patient_key` is a hash, the same for all studies of a patient.
+    `patient_key` is a hash, the same for all studies of a patient; `network` is the encoder's number.
     """
 
     study_uid: str
@@ -56,13 +61,21 @@ class StudyFeatures:
     sop_uids: tuple[str, ...]
     positions_mm: NDArray[np.float64]
     features: NDArray[np.float16]
+    logits: NDArray[np.float32] | None = None
+    network: int = 0
 
 
 def encode_study(study: StudyFeatures) -> bytes:
     """Return the bytes of a study's file; equal studies give equal bytes."""
-    header = {"study_uid": study.study_uid, "patient_key": study.patient_key, "sop_uids": list(study.sop_uids)}
+    header = {
+        "study_uid": study.study_uid,
+        "patient_key": study.patient_key,
+        "sop_uids": list(study.sop_uids),
+        "network": study.network,
+    }
+    arrays = {"features": study.features, "positions_mm": study.positions_mm, "logits": study.logits}
     return save_arrays(
-        {"features": np.ascontiguousarray(study.features), "positions_mm": np.ascontiguousarray(study.positions_mm)},
+        {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None},
         metadata={HEADER_KEY: json.dumps(header, sort_keys=True)},
     )
 
@@ -79,10 +92,13 @@ def decode_study(data: bytes, path: Path) -> StudyFeatures:
             sop_uids=tuple(header["sop_uids"]),
             positions_mm=arrays["positions_mm"],
             features=arrays["features"],
+            logits=arrays.get("logits"),
+            network=header["network"],
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtefactError(f"{path} is not a feature file of this package; extract the features again.") from error
-    if not len(study.sop_uids) == len(study.positions_mm) == len(study.features):
+    rows = {len(study.sop_uids), len(study.positions_mm), len(study.features)}
+    if len(rows | ({len(study.logits)} if study.logits is not None else set())) != 1:
         raise ArtefactError(f"{path}: rows and SOP Instance UIDs differ in number; extract the features again.")
     return study
 
@@ -124,7 +140,9 @@ class StoreWriter:
         """Tell whether the study of these input files is in the store."""
         return key in self._rows
 
-    def add(self, key: str, study: StudyFeatures, geometry: dict[str, Any], *, whole: bool) -> None:
+    def add(
+        self, key: str, study: StudyFeatures, geometry: dict[str, Any], *, whole: bool, in_sample: bool = False
+    ) -> None:
         """Write one study's file, then journal it.
 
         `geometry` are plain values for its row of the index. A study that lost slices is not `whole`:
@@ -134,11 +152,13 @@ class StoreWriter:
         row = {
             "key": key,
             "fingerprint": self.fingerprint,
-            "file": f"{short_hash(study.study_uid)}.safetensors",
+            "file": f"{short_hash(f'{study.study_uid} {study.network}')}.safetensors",
             "bytes": len(data),
             "sha256": sha256_bytes(data),
             "study_uid": study.study_uid,
             "patient_key": study.patient_key,
+            "network": study.network,
+            "in_sample": in_sample,
             "slices": len(study.sop_uids),
             "whole": whole,
             **geometry,
@@ -148,11 +168,11 @@ class StoreWriter:
         self._ours.add(row["file"])
         self._rows[key] = row
 
-    def close(self, keys: Sequence[str], rejected: bytes, facts: dict[str, Any]) -> None:
+    def close(self, keys: Sequence[str], rejected: bytes, encoders: Sequence[str], facts: dict[str, Any]) -> None:
         """Write the index, the list of unused files and, last, the manifest that makes the store whole.
 
-        `keys` are the studies of this run, in order; journalled ones that are not among them are removed,
-        files of others never. `facts` are JSON values for the manifest.
+        `keys` are the rows of this run, in order; journalled ones that are not among them are removed,
+        files of others never. `encoders` are the files of the encoders, `facts` JSON values for the manifest.
         """
         self._rows = {key: self._rows[key] for key in keys if key in self._rows}
         self._write_journal()
@@ -162,7 +182,7 @@ class StoreWriter:
         geometry = sorted(set(table.columns) - {*INDEX_COLUMNS, "key", "fingerprint"})
         write_bytes(self.root / STUDIES, table[[*INDEX_COLUMNS, *geometry]].to_parquet(index=False, engine="pyarrow"))
         write_bytes(self.root / REJECTED, rejected)
-        hashes = {name: sha256_file(self.root / name) for name in (STUDIES, REJECTED, ENCODER)}
+        hashes = {name: sha256_file(self.root / name) for name in (STUDIES, REJECTED, *encoders)}
         write_json(
             self.root / MANIFEST,
             {"schema": SCHEMA, "version": __version__, "fingerprint": self.fingerprint, "files": hashes, **facts},
@@ -171,29 +191,29 @@ class StoreWriter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureStore:
-    """A whole store, opened for reading: its manifest and the index of its studies, sorted by UID."""
+    """A whole store, opened for reading: its manifest and the index of its rows, sorted by study and network."""
 
     root: Path
     manifest: dict[str, Any]
     studies: pd.DataFrame
 
-    def read(self, uid: str) -> StudyFeatures:
-        """Read one study by its UID, its bytes checked. Raises ArtefactError if they were changed."""
-        row = self.studies.set_index("study_uid").loc[uid]
-        return self._read(str(row["file"]), str(row["sha256"]))
-
     def __iter__(self) -> Iterator[StudyFeatures]:
-        """Read all studies, in the order of the index."""
-        for row in self.studies.itertuples():
-            yield self._read(str(row.file), str(row.sha256))
+        """Read every study once, in the order of the index, its bytes checked.
+
+        Of a study that several networks embedded one is taken, in turn from study to study, so that what
+        learns from them sees all networks. Raises ArtefactError if bytes were changed.
+        """
+        for turn, (_, rows) in enumerate(self.studies.groupby("study_uid", sort=False)):
+            row = rows.iloc[turn % len(rows)]
+            path = self.root / str(row["file"])
+            yield decode_study(_checked_bytes(path, str(row["sha256"])), path)
 
     def __len__(self) -> int:
-        return len(self.studies)
+        return int(self.studies["study_uid"].nunique())
 
-    def _read(self, file: str, sha256: str) -> StudyFeatures:
-        path = self.root / file
-        data = _checked_bytes(path, sha256)
-        return decode_study(data, path)
+    def in_sample(self) -> list[str]:
+        """Return the studies of which there are embeddings only by a network that learnt from their patient."""
+        return sorted(self.studies.loc[self.studies["in_sample"], "study_uid"].unique())
 
 
 def open_store(root: Path) -> FeatureStore:
@@ -204,10 +224,10 @@ def open_store(root: Path) -> FeatureStore:
         raise UsageError(f"{root} is not a feature store: it has no {MANIFEST}.{begun}")
     manifest = read_manifest(path, SCHEMA)
     hashes = manifest.get("files")
-    if not isinstance(hashes, dict) or not {STUDIES, REJECTED, ENCODER} <= hashes.keys():
+    if not isinstance(hashes, dict) or not {STUDIES, REJECTED} < hashes.keys():
         raise ArtefactError(f"{path} does not vouch for the files beside it; extract the features again.")
-    for name in (STUDIES, REJECTED, ENCODER):
-        _checked_bytes(root / name, hashes[name])
+    for name, sha256 in hashes.items():
+        _checked_bytes(root / Path(name).name, sha256)
     return FeatureStore(root=root, manifest=manifest, studies=pd.read_parquet(root / STUDIES))
 
 

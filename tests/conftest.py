@@ -91,55 +91,97 @@ def write_slice() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder():
-    """An encoder of a real timm network with random weights, 64 numbers a slice of 32 x 32 pixels."""
+def execution():
+    """Run the encoder by torch, in single precision, each slice seen once, two at a time."""
+    from ich_seq.engines import Execution
+
+    return Execution(engine="torch", precision="fp32", views=1, batch_size=2)
+
+
+def _tiny_encoder(seed):
     from ich_seq.config import Config
     from ich_seq.encoder import build_encoder
 
-    chosen = {
-        "slices": {"size": 32},
-        "encoder": {"arch": "test_convnext", "weights": "random"},
-        "extract": {"batch_size": 2},
-    }
+    chosen = {"slices": {"size": 32}, "encoder": {"arch": "test_convnext", "weights": "random", "seed": seed}}
     return build_encoder(Config.model_validate(chosen))
 
 
 @pytest.fixture(scope="session")
+def tiny_encoder():
+    """An encoder of a real timm network with random weights and no head, 64 numbers a slice of 32 x 32 pixels."""
+    return _tiny_encoder(0)
+
+
+@pytest.fixture(scope="session")
+def headed_encoders():
+    """Two encoders as train-cnn makes them, of other weights and heads: both are random."""
+    from dataclasses import replace
+
+    from ich_seq.encoder import with_head
+    from ich_seq.labels import LABELS
+
+    made = []
+    for fold in range(2):
+        encoder, rng = _tiny_encoder(1 + fold), np.random.default_rng(fold)
+        weight = rng.normal(0, 0.2, (len(LABELS), encoder.spec.dim)).astype(np.float32)
+        encoder.spec = replace(encoder.spec, weights=f"train-cnn, all folds but {fold}, from random")
+        made.append(with_head(encoder, weight, rng.normal(-1, 0.5, len(LABELS)).astype(np.float32)))
+    return made
+
+
+@pytest.fixture(scope="session")
 def make_study():
-    """Make the features of a study of N slices, feet to head: random, the same for the same name."""
+    """Make the features of a study of N slices, feet to head: random, the same for the same name and network.
+
+    Networks make other features, and logits if asked for, of the same slices.
+    """
     import zlib
 
+    from ich_seq.labels import LABELS
     from ich_seq.store import StudyFeatures
 
-    def make(name, slices, *, dim=64, patient=None):
+    def make(name, slices, *, dim=64, patient=None, network=0, logits=False):
         rng = np.random.default_rng(zlib.crc32(name.encode()))
+        sop_uids = tuple(f"{name}.{rng.integers(10**9)}.{i}" for i in range(slices))
+        positions_mm = rng.normal(0, 50) + rng.uniform(0.5, 8, slices).cumsum()
+        own = np.random.default_rng([zlib.crc32(name.encode()), network]) if network else rng
         return StudyFeatures(
             study_uid=name,
             patient_key=patient or f"patient of {name}",
-            sop_uids=tuple(f"{name}.{rng.integers(10**9)}.{i}" for i in range(slices)),
-            positions_mm=rng.normal(0, 50) + rng.uniform(0.5, 8, slices).cumsum(),
-            features=rng.normal(size=(slices, dim)).astype(np.float16),
+            sop_uids=sop_uids,
+            positions_mm=positions_mm,
+            features=own.normal(size=(slices, dim)).astype(np.float16),
+            logits=own.normal(-1, 2, (slices, len(LABELS))).astype(np.float32) if logits else None,
+            network=network,
         )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def write_store(tiny_encoder):
-    """Write studies into a whole feature store of `tiny_encoder`; returns its folder."""
+def write_store(tiny_encoder, execution):
+    """Write studies, a row a study and network, into a whole store; returns its folder.
+
+    The encoders are those given, by number, or `tiny_encoder`; studies named by `in_sample` are marked so.
+    """
     from dataclasses import asdict
 
     from ich_seq.encoder import save_encoder
     from ich_seq.reasons import unused_csv
-    from ich_seq.store import ENCODER, StoreWriter
+    from ich_seq.store import StoreWriter, encoder_file
 
-    def write(root, studies):
+    def write(root, studies, *, encoders=None, in_sample=()):
+        encoders = encoders or {0: tiny_encoder}
         root.mkdir(parents=True, exist_ok=True)
-        writer = StoreWriter(root, tiny_encoder.spec.fingerprint)
-        save_encoder(tiny_encoder, root / ENCODER)
-        for study in studies:
-            writer.add(study.study_uid, study, {"spacing_mm": 5.0}, whole=True)
-        writer.close([s.study_uid for s in studies], unused_csv([]), {"encoder": asdict(tiny_encoder.spec)})
+        writer = StoreWriter(root, " ".join(e.spec.fingerprint for e in encoders.values()))
+        for number, encoder in encoders.items():
+            save_encoder(encoder, root / encoder_file(number))
+        keys = [f"{study.study_uid} {study.network}" for study in studies]
+        for key, study in zip(keys, studies, strict=True):
+            writer.add(key, study, {"spacing_mm": 5.0}, whole=True, in_sample=study.study_uid in in_sample)
+        specs = {str(number): asdict(encoder.spec) for number, encoder in encoders.items()}
+        files = [encoder_file(number) for number in encoders]
+        writer.close(keys, unused_csv([]), files, {"encoders": specs, "execution": asdict(execution)})
         return root
 
     return write

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,19 @@ import pytest
 import torch
 
 from ich_seq import ArtefactError, IchSeqError, UsageError
-from ich_seq.bundle import CARD, ENCODER, SCHEMA, Bundle, Shares, load_bundle, save_bundle
+from ich_seq.bundle import CARD, SCHEMA, Bundle, Shares, load_bundle, save_bundle
 from ich_seq.config import Rnn
-from ich_seq.encoder import embed
+from ich_seq.encoder import SliceEncoder
+from ich_seq.engines import Embedder
 from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
 from ich_seq.model import SequenceModel
-from ich_seq.weights import tensor_bytes
+from ich_seq.store import StudyFeatures
 
 K = len(LABELS)
 CPU = torch.device("cpu")
+ENCODERS = ("encoder-0.safetensors", "encoder-1.safetensors")
+MODELS = ("rnn-0.safetensors", "rnn-1.safetensors")
 RNN = Rnn(projection=8, hidden=8, layers=2)
 SHARES = Shares(np.array([0.0, 0.25, 0.5, 0.75, 1.0, 0.3]), np.array([1.0, 0.1, 0.0, 0.5, 0.25, 0.75]))
 
@@ -46,24 +51,29 @@ def randomised(dim: int, seed: int) -> SequenceModel:
 
 
 @pytest.fixture(scope="module")
-def models(tiny_encoder) -> list[SequenceModel]:
-    first, second = (randomised(tiny_encoder.spec.dim, seed) for seed in (0, 1))
-    second.base.load_state_dict(first.base.state_dict())
-    return [first, second]
+def models(headed_encoders) -> list[SequenceModel]:
+    return [randomised(headed_encoders[0].spec.dim, seed) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def saved(tiny_encoder, models, tmp_path_factory) -> Path:
+def saved(headed_encoders, models, execution, tmp_path_factory) -> Path:
+    """A bundle of two encoders and two sequence models."""
     root = tmp_path_factory.mktemp("bundle")
     save_bundle(
         root,
-        encoder=tiny_encoder.spec,
-        encoder_weights=tensor_bytes(tiny_encoder.network.state_dict()),
+        encoders=headed_encoders,
+        execution=execution,
         models=models,
         shares=SHARES,
         facts={"training": {"studies": 7}, "figures": {"rnn": None}},
     )
     return root
+
+
+@pytest.fixture(scope="module")
+def views_of(make_study):
+    """Make what each of two networks says of one study of N slices."""
+    return lambda slices: [make_study(f"study of {slices}", slices, network=k, logits=True) for k in range(2)]
 
 
 @pytest.fixture
@@ -78,50 +88,103 @@ def edit(root: Path, change) -> None:
     (root / CARD).write_text(json.dumps(card))
 
 
-def test_a_loaded_bundle_says_exactly_what_the_saved_networks_say(saved, models, tiny_encoder, make_study):
-    """Encoder and sequence models come back bit for bit: the same embeddings, the same probabilities."""
+def test_a_loaded_bundle_says_exactly_what_the_saved_networks_say(saved, models, headed_encoders, execution, views_of):
+    """Encoders, heads and sequence models come back bit for bit: the same embeddings, logits and probabilities."""
     bundle = load_bundle(saved, CPU)
     hu = torch.from_numpy(np.random.default_rng(0).normal(40, 60, (4, 32, 32)).astype(np.float32))
-    assert torch.equal(embed(bundle.encoder, hu), embed(tiny_encoder, hu))
-    assert bundle.encoder.spec == tiny_encoder.spec
-    original = Bundle(encoder=tiny_encoder, models=tuple(models), shares=SHARES, card={}, card_sha256="")
+    embedders = {k: Embedder(encoder, execution, CPU) for k, encoder in enumerate(headed_encoders)}
+    assert bundle.embedders.keys() == embedders.keys()
+    for k, embedder in embedders.items():
+        for got, expected in zip(bundle.embedders[k](hu), embedder(hu), strict=True):
+            assert torch.equal(got, expected)
+        assert bundle.embedders[k].spec == headed_encoders[k].spec
+        assert bundle.embedders[k].execution == execution
+    original = Bundle(embedders=embedders, models=tuple(models), shares=SHARES, card={}, card_sha256="")
     for slices in (1, 2, 12):
-        study = make_study(f"study of {slices}", slices)
-        for got, expected in zip(bundle.predict(study), original.predict(study), strict=True):
+        views = views_of(slices)
+        for got, expected in zip(bundle.predict(views), original.predict(views), strict=True):
             assert got.dtype == np.float64
             assert np.array_equal(got, expected)
 
 
-def test_a_prediction_is_the_blend_of_the_base_and_the_mean_of_the_models(saved, models, make_study):
-    """Base and each model by itself, averaged and blended by hand, each label at its share: slices and study."""
-    study = make_study("a", 5)
-    features, positions = torch.from_numpy(study.features).float()[None], torch.from_numpy(study.positions_mm)[None]
+def by_hand(models: list[SequenceModel], view: StudyFeatures) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Base and mean logits of the models, of the slices (N, K) and then of the study (K,)."""
+    features, positions = torch.from_numpy(view.features).float()[None], torch.from_numpy(view.positions_mm)[None]
+    lengths, base = torch.tensor([len(view.features)]), torch.from_numpy(view.logits)[None]
     with torch.no_grad():
-        said = [model(features, positions, torch.tensor([5])) for model in models]
-    slices, whole = load_bundle(saved, CPU).predict(study)
-    assert slices.shape == (5, K)
-    assert whole.shape == (K,)
+        said = [model(features, positions, lengths, base) for model in models]
+    assert (said[0].slices - said[1].slices).abs().max() > 0.01  # two models, not one twice
     mean_slices = sum(s.slices[0].double().numpy() for s in said) / len(models)
     mean_study = sum(s.studies[0].double().numpy() for s in said) / len(models)
-    weight, bias = (t.double().numpy() for t in (models[0].base.weight, models[0].base.bias))
-    base = study.features.astype(np.float64) @ weight.T + bias
-    for said_by_bundle, plain, mean, shares in (
-        (slices, base, mean_slices, SHARES.slices),
-        (whole, base.max(axis=0), mean_study, SHARES.studies),
-    ):
+    plain = view.logits.astype(np.float64)
+    return [(plain, mean_slices), (plain.max(axis=0), mean_study)]
+
+
+def test_a_prediction_is_the_blend_of_the_base_and_the_mean_of_the_models(saved, models, views_of):
+    """Base and each model by itself, averaged and blended by hand, each label at its share: slices and study."""
+    view = views_of(5)[0]
+    slices, whole = load_bundle(saved, CPU).predict([view])
+    assert slices.shape == (5, K)
+    assert whole.shape == (K,)
+    for said, (plain, mean), shares in zip((slices, whole), by_hand(models, view), SHARES, strict=True):
         blended = plain * (1 - shares) + mean * shares
-        assert said_by_bundle == pytest.approx(1 / (1 + np.exp(-blended)), rel=1e-5)
+        assert said == pytest.approx(1 / (1 + np.exp(-blended)), rel=1e-5)
         assert np.abs(mean - plain).max() > 0.01  # the GRU says something of its own
-    assert (said[0].slices - said[1].slices).abs().max() > 0.01  # two models, not one twice
+
+
+@pytest.mark.parametrize("slices", [1, 2, 12])
+def test_of_several_networks_the_mean_is_taken_of_logits(saved, models, views_of, slices):
+    """Each network's base and refined logits by themselves, averaged and then blended by hand: slices and study."""
+    views = views_of(slices)
+    alone = [by_hand(models, view) for view in views]
+    for level, (said, shares) in enumerate(zip(load_bundle(saved, CPU).predict(views), SHARES, strict=True)):
+        plain, mean = ((alone[0][level][i] + alone[1][level][i]) / 2 for i in range(2))
+        blended = plain * (1 - shares) + mean * shares
+        assert said == pytest.approx(1 / (1 + np.exp(-blended)), rel=1e-5)
+        of_probabilities = sum(1 / (1 + np.exp(-(p * (1 - shares) + m * shares))) for p, m in (a[level] for a in alone))
+        assert np.abs(said - of_probabilities / 2).max() > 1e-3  # the mean of probabilities is another number
+
+
+def test_the_order_and_the_repetition_of_networks_change_nothing(saved, views_of):
+    """A mean knows no order, and of one network twice it is that network's own word."""
+    bundle, views = load_bundle(saved, CPU), views_of(7)
+    for got, expected in zip(bundle.predict(views[::-1]), bundle.predict(views), strict=True):
+        assert got == pytest.approx(expected, rel=1e-6)
+    for got, expected in zip(bundle.predict(views[:1] * 2), bundle.predict(views[:1]), strict=True):
+        assert got == pytest.approx(expected, rel=1e-6)
+    assert np.abs(bundle.predict(views[:1])[0] - bundle.predict(views[1:])[0]).max() > 0.01
+
+
+def test_features_without_logits_are_refused(saved, views_of):
+    """There is nothing to correct without the slice classifier's logits: refused, also where one network lacks them."""
+    bundle, views = load_bundle(saved, CPU), views_of(3)
+    for without in ([replace(views[0], logits=None)], [views[0], replace(views[1], logits=None)]):
+        with pytest.raises(ValueError, match="without a head"):
+            bundle.predict(without)
+
+
+@pytest.mark.parametrize("engine", [None, "torch", "openvino"])
+def test_another_engine_can_stand_in(saved, execution, headed_encoders, monkeypatch, engine):
+    """An engine named when loading replaces the card's, for every encoder, and nothing else does; else it is kept."""
+    made = []
+    monkeypatch.setattr("ich_seq.bundle.Embedder", lambda *given: made.append(given))
+    bundle = load_bundle(saved, CPU, engine)
+    expected = replace(execution, engine=engine or "torch")
+    assert [(e.spec, execution, device) for e, execution, device in made] == [
+        (encoder.spec, expected, CPU) for encoder in headed_encoders
+    ]
+    assert bundle.card["execution"] == asdict(execution)
 
 
 def test_a_loaded_bundle_is_ready_to_judge(saved):
     """Networks are in eval mode and frozen; the card holds the facts, the labels, the shares and the intended use."""
     bundle = load_bundle(saved, CPU)
-    for network in (bundle.encoder, *bundle.models):
+    encoders = [embedder.encoder for embedder in bundle.embedders.values()]
+    assert all(encoder.head is not None for encoder in encoders)
+    for network in (*encoders, *bundle.models):
         assert not network.training
         assert not any(p.requires_grad for p in network.parameters())
-    assert len(bundle.models) == 2
+    assert (len(encoders), len(bundle.models)) == (2, 2)
     assert bundle.card["labels"] == list(LABELS)
     assert bundle.card["training"] == {"studies": 7}
     assert bundle.card["blend"] == {"slices": SHARES.slices.tolist(), "studies": SHARES.studies.tolist()}
@@ -133,23 +196,36 @@ def test_a_loaded_bundle_is_ready_to_judge(saved):
     assert "not a medical device" in bundle.card["intended_use"].lower()
 
 
-def test_saving_twice_gives_the_same_bytes(saved, models, tiny_encoder, tmp_path):
+def test_saving_twice_gives_the_same_bytes(saved, models, headed_encoders, execution, tmp_path):
     """The same networks and facts make the same files, and the card holds the hash of every one."""
-    weights = tensor_bytes(tiny_encoder.network.state_dict())
     facts = {"figures": {"rnn": None}, "training": {"studies": 7}}
-    save_bundle(tmp_path, encoder=tiny_encoder.spec, encoder_weights=weights, models=models, shares=SHARES, facts=facts)
+    save_bundle(tmp_path, encoders=headed_encoders, execution=execution, models=models, shares=SHARES, facts=facts)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in saved.iterdir()}
     card = json.loads((saved / CARD).read_text())
-    hashes = {entry["file"]: entry["sha256"] for entry in card["rnn"]["files"]}
-    hashes[card["encoder"]["file"]] = card["encoder"]["sha256"]
-    assert "file_sha256" not in card["encoder"]
+    hashes = {entry["file"]: entry["sha256"] for entry in (*card["rnn"]["files"], *card["encoders"])}
+    assert not any("file_sha256" in entry for entry in card["encoders"])
     assert hashes == {p.name: sha256_file(p) for p in saved.glob("*.safetensors")}
+    assert hashes.keys() == {*ENCODERS, *MODELS}
+    assert card["execution"] == asdict(execution)
+
+
+def test_a_smaller_bundle_in_the_place_of_a_larger_one_is_alone_there(
+    root, models, headed_encoders, execution, views_of
+):
+    """Networks of the older bundle are gone, encoders and sequence models; a file of somebody else's stays."""
+    (root / "mine.safetensors").write_bytes(b"precious")
+    save_bundle(root, encoders=headed_encoders[1:], execution=execution, models=models[:1], shares=SHARES, facts={})
+    assert {p.name for p in root.iterdir()} == {CARD, ENCODERS[0], MODELS[0], "mine.safetensors"}
+    bundle = load_bundle(root, CPU)
+    assert bundle.embedders[0].spec == headed_encoders[1].spec
+    slices, _ = bundle.predict(views_of(3)[:1])
+    assert np.isfinite(slices).all()
 
 
 # What is refused
 
 
-@pytest.mark.parametrize("file", [ENCODER, "rnn-0.safetensors", "rnn-1.safetensors"])
+@pytest.mark.parametrize("file", [*ENCODERS, *MODELS])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 1.0])
 def test_one_flipped_bit_is_refused(root, file, share):
     """Wherever a bit is flipped in a network's file, header or numbers, the bundle is refused and the file named."""
@@ -160,7 +236,7 @@ def test_one_flipped_bit_is_refused(root, file, share):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("file", [ENCODER, "rnn-1.safetensors"])
+@pytest.mark.parametrize("file", [*ENCODERS, "rnn-1.safetensors"])
 def test_a_file_that_is_gone_is_named(root, file):
     """A network missing beside the card is refused by name."""
     (root / file).unlink()
@@ -168,9 +244,10 @@ def test_a_file_that_is_gone_is_named(root, file):
         load_bundle(root, CPU)
 
 
-def test_exchanged_networks_are_refused(root):
+@pytest.mark.parametrize("files", [ENCODERS, MODELS], ids=["encoders", "models"])
+def test_exchanged_networks_are_refused(root, files):
     """A sound network in another's place is not the one the card means."""
-    a, b = root / "rnn-0.safetensors", root / "rnn-1.safetensors"
+    a, b = (root / file for file in files)
     data = a.read_bytes()
     a.write_bytes(b.read_bytes())
     b.write_bytes(data)
@@ -188,9 +265,9 @@ def test_labels_in_another_order_are_refused(root, labels):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("schema", ["ich-seq bundle 2", "ich-seq features 1", None, 1])
+@pytest.mark.parametrize("schema", ["ich-seq bundle 1", "ich-seq bundle 3", "ich-seq features 2", None, 2])
 def test_another_schema_is_refused(root, schema):
-    """A bundle of a later version, or another artefact, is refused with both schemas named."""
+    """A bundle of an older or later version, or another artefact, is refused with both schemas named."""
     edit(root, lambda card: card.update(schema=schema))
     with pytest.raises(ArtefactError, match="schema") as refusal:
         load_bundle(root, CPU)
@@ -205,34 +282,60 @@ def test_a_card_that_is_no_card_is_refused(root, text):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("part", ["encoder", "rnn", "blend"])
+@pytest.mark.parametrize("part", ["encoders 0", "encoders 1", "execution", "rnn", "blend"])
 def test_a_card_with_a_hole_is_refused(root, part):
     """Whichever entry of the networks' description is missing, the card is refused and never breaks the program."""
+    name, _, number = part.partition(" ")
+
+    def described(card):
+        return card[name][int(number)] if number else card[name]
+
     whole = json.loads((root / CARD).read_text())
+    assert described(whole)
     refused = set()
-    for name in whole[part]:
-        edit(root, lambda card, name=name: card[part].pop(name))
+    for entry in described(whole):
+        edit(root, lambda card, entry=entry: described(card).pop(entry))
         try:
             load_bundle(root, CPU)
         except ArtefactError:
-            refused.add(name)
+            refused.add(entry)
         (root / CARD).write_text(json.dumps(whole))
-    assert whole[part].keys() == refused
+    assert described(whole).keys() == refused
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda card: card.pop("encoder"), id="no encoder"),
+        pytest.param(lambda card: card.pop("encoders"), id="no encoders"),
+        pytest.param(lambda card: card.update(encoders=[]), id="no encoder"),
+        pytest.param(lambda card: card.update(encoders={}), id="encoders of no number"),
         pytest.param(lambda card: card.pop("rnn"), id="no rnn"),
-        pytest.param(lambda card: card.update(encoder="x"), id="encoder of text"),
+        pytest.param(lambda card: card.update(encoders="x"), id="encoders of text"),
+        pytest.param(lambda card: card.update(encoders=["x"]), id="encoder of text"),
         pytest.param(lambda card: card.update(rnn=[]), id="rnn of a list"),
-        pytest.param(lambda card: card["encoder"].update(more=1), id="unknown entry"),
-        pytest.param(lambda card: card["encoder"].update(mean=[]), id="no mean"),
-        pytest.param(lambda card: card["encoder"].update(windows_hu=[[40, 80]]), id="other windows"),
-        pytest.param(lambda card: card["encoder"].update(arch="test_convnext2"), id="another network"),
-        pytest.param(lambda card: card["encoder"].update(sha256=None), id="no hash of the encoder"),
-        pytest.param(lambda card: card["encoder"].update(dim=65), id="another width"),
+        pytest.param(lambda card: card["encoders"][1].update(more=1), id="unknown entry"),
+        pytest.param(lambda card: card["encoders"][0].update(mean=[]), id="no mean"),
+        pytest.param(lambda card: card["encoders"][1].update(windows_hu=[[40, 80]]), id="other windows"),
+        pytest.param(lambda card: card["encoders"][1].update(arch="test_convnext2"), id="another network"),
+        pytest.param(lambda card: card["encoders"][1].update(sha256=None), id="no hash of the encoder"),
+        pytest.param(lambda card: card["encoders"][0].update(head=False), id="no slice classifier"),
+        pytest.param(lambda card: card["encoders"][0].update(dim=65), id="another width"),
+        pytest.param(lambda card: [e.update(dim=65) for e in (*card["encoders"], card["rnn"])], id="no such width"),
+        pytest.param(lambda card: card.pop("execution"), id="no execution"),
+        pytest.param(lambda card: card.update(execution=[]), id="execution of a list"),
+        pytest.param(lambda card: card["execution"].update(more=1), id="unknown part of the execution"),
+        *(
+            pytest.param(lambda card, wrong=wrong: card["execution"].update(wrong), id=f"execution {wrong}")
+            for wrong in (
+                {"engine": "abacus"},
+                {"precision": "fp8"},
+                {"views": 0},
+                {"views": 9},
+                {"views": "two"},
+                {"batch_size": 0},
+                {"batch_size": None},
+            )
+        ),
         pytest.param(lambda card: card["rnn"].update(dim=65), id="another input"),
         pytest.param(lambda card: card["rnn"].update(files=[]), id="no model"),
         pytest.param(lambda card: card["rnn"]["config"].update(hidden=9), id="another hidden"),
@@ -241,7 +344,6 @@ def test_a_card_with_a_hole_is_refused(root, part):
         pytest.param(lambda card: card["rnn"]["config"].update(more=0), id="unknown setting"),
         pytest.param(lambda card: card["rnn"]["files"][0].update(sha256=None), id="no hash of a model"),
         pytest.param(lambda card: card["rnn"]["files"][0].update(file=7), id="file of a number"),
-        pytest.param(lambda card: card["encoder"].pop("batch_size"), id="no batch"),
         pytest.param(lambda card: card.pop("blend"), id="no blend"),
         pytest.param(lambda card: card.update(blend=[]), id="blend of a list"),
         *(
@@ -272,13 +374,13 @@ def test_a_card_that_does_not_describe_its_networks_is_refused(root, change):
         load_bundle(root, CPU)
 
 
-def test_networks_that_do_not_fit_together_are_refused(tiny_encoder, tmp_path):
-    """Sequence models for embeddings of another width than the encoder's are refused when loaded, not when run."""
+def test_networks_that_do_not_fit_together_are_refused(headed_encoders, execution, tmp_path):
+    """Sequence models for embeddings of another width than the encoders' are refused when loaded, not when run."""
     save_bundle(
         tmp_path,
-        encoder=tiny_encoder.spec,
-        encoder_weights=tensor_bytes(tiny_encoder.network.state_dict()),
-        models=[randomised(tiny_encoder.spec.dim + 1, 0)],
+        encoders=headed_encoders,
+        execution=execution,
+        models=[randomised(headed_encoders[0].spec.dim + 1, 0)],
         shares=SHARES,
         facts={},
     )
@@ -286,13 +388,39 @@ def test_networks_that_do_not_fit_together_are_refused(tiny_encoder, tmp_path):
         load_bundle(tmp_path, CPU)
 
 
-def test_an_encoder_that_is_not_the_recorded_one_is_refused(tiny_encoder, models, tmp_path):
-    """A bundle whose encoder's bytes are not those its spec records cannot be used."""
-    tensors = {n: t + 1 if t.is_floating_point() else t for n, t in tiny_encoder.network.state_dict().items()}
+@pytest.mark.parametrize("bare", [0, 1])
+def test_an_encoder_without_a_slice_classifier_is_refused(
+    headed_encoders, tiny_encoder, models, execution, tmp_path, bare
+):
+    """Whichever encoder has no head there is no base for the GRU to correct: refused when loaded."""
+    encoders = list(headed_encoders)
+    encoders[bare] = tiny_encoder
+    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, shares=SHARES, facts={})
+    with pytest.raises(ArtefactError, match="without a slice classifier"):
+        load_bundle(tmp_path, CPU)
+
+
+def test_a_head_that_the_card_promises_and_the_file_lacks_is_refused(
+    headed_encoders, tiny_encoder, models, execution, tmp_path
+):
+    """A head is never made up: the right hash of a file without one does not help."""
+    promised = SliceEncoder(tiny_encoder.network, replace(tiny_encoder.spec, head=True))
+    encoders = [headed_encoders[0], promised]
+    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, shares=SHARES, facts={})
+    with pytest.raises(ArtefactError):
+        load_bundle(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("part", ["network", "head"])
+def test_an_encoder_that_is_not_the_recorded_one_is_refused(headed_encoders, models, execution, tmp_path, part):
+    """A bundle whose encoder's bytes, network or head, are not those its spec records cannot be used."""
+    encoder = copy.deepcopy(headed_encoders[1])
+    for parameter in getattr(encoder, part).parameters():
+        parameter.data += 1
     save_bundle(
         tmp_path,
-        encoder=tiny_encoder.spec,
-        encoder_weights=tensor_bytes(tensors),
+        encoders=[headed_encoders[0], encoder],
+        execution=execution,
         models=models,
         shares=SHARES,
         facts={},
@@ -301,40 +429,42 @@ def test_an_encoder_that_is_not_the_recorded_one_is_refused(tiny_encoder, models
         load_bundle(tmp_path, CPU)
 
 
-@pytest.mark.parametrize("network", ["encoder", "rnn"])
+def entry_of(card, name: str) -> dict[str, str]:
+    """Return the card's entry of a file."""
+    (entry,) = [e for e in (*card["encoders"], *card["rnn"]["files"]) if e["file"] == name]
+    return entry
+
+
+@pytest.mark.parametrize("name", [ENCODERS[0], ENCODERS[1], MODELS[0]])
 @pytest.mark.parametrize("way", ["up", "absolute", "down"])
-def test_a_card_cannot_reach_outside_its_folder(root, tmp_path, network, way):
+def test_a_card_cannot_reach_outside_its_folder(root, tmp_path, name, way):
     """A path in place of a file's name is refused, though a file of the right hash lies there."""
-    name = ENCODER if network == "encoder" else "rnn-0.safetensors"
     (root / "below").mkdir()
     for folder in (tmp_path, root / "below"):
         shutil.copy(root / name, folder / name)
     path = {"up": f"../{name}", "absolute": str(tmp_path / name), "down": f"below/{name}"}[way]
-    edit(root, lambda card: (card["encoder"] if network == "encoder" else card["rnn"]["files"][0]).update(file=path))
+    edit(root, lambda card: entry_of(card, name).update(file=path))
     with pytest.raises(ArtefactError, match="no plain file name"):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("network", ["encoder", "rnn"])
-def test_a_pickle_under_another_name_is_never_executed(root, tmp_path, network):
+@pytest.mark.parametrize("name", [ENCODERS[1], MODELS[0]])
+def test_a_pickle_under_another_name_is_never_executed(root, tmp_path, name):
     """A pickle named .safetensors, its hash in the card, is refused as no safetensors file; nothing in it ran."""
     target = tmp_path / "executed"
-    name = ENCODER if network == "encoder" else "rnn-0.safetensors"
     torch.save({"weight": Gadget(target)}, tmp_path / "gadget.pt")
     torch.load(tmp_path / "gadget.pt", weights_only=False)
     assert target.exists()  # the gadget works
     target.unlink()
     shutil.copy(tmp_path / "gadget.pt", root / name)
-    sha256 = sha256_file(root / name)
-    edit(
-        root, lambda card: (card["encoder"] if network == "encoder" else card["rnn"]["files"][0]).update(sha256=sha256)
-    )
+    edit(root, lambda card: entry_of(card, name).update(sha256=sha256_file(root / name)))
     with pytest.raises(ArtefactError, match="not a safetensors file"):
         load_bundle(root, CPU)
     assert not target.exists()
 
 
-def test_a_card_never_leads_to_the_network(root, monkeypatch):
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_card_never_leads_to_the_network(root, monkeypatch, number):
     """An encoder named by a hub's address in the card is refused without a connection being tried."""
 
     def no_network(*args, **named):
@@ -342,7 +472,7 @@ def test_a_card_never_leads_to_the_network(root, monkeypatch):
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     monkeypatch.setattr("socket.create_connection", no_network)
-    edit(root, lambda card: card["encoder"].update(arch="hf-hub:someone/something"))
+    edit(root, lambda card: card["encoders"][number].update(arch="hf-hub:someone/something"))
     with pytest.raises(IchSeqError):
         load_bundle(root, CPU)
 

@@ -75,6 +75,32 @@ def test_a_missing_bundle_ends_with_2(tmp_path: Path) -> None:
     assert "train-rnn" in result.stderr
 
 
+def test_a_folder_that_is_no_run_of_train_cnn_ends_with_2(tmp_path: Path) -> None:
+    """`--cnn` of another folder says what is missing there and who writes it, and nothing is begun."""
+    (tmp_path / "in").mkdir()
+    result = run("extract-features", tmp_path / "in", "--cnn", tmp_path / "in", "--out", tmp_path / "o", "--quiet")
+    assert result.exit_code == 2
+    assert "is not a run of train-cnn" in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", ["extract-features", "predict"])
+def test_an_unknown_engine_ends_with_2_and_the_known_ones(tmp_path: Path, command: str) -> None:
+    """A typo in an engine's name is refused with the names there are."""
+    bundle = ["--bundle", tmp_path] if command == "predict" else []
+    result = run(command, tmp_path, *bundle, "--out", tmp_path / "o", "--engine", "openvin")
+    assert result.exit_code == 2
+    assert "'torch', 'openvino'" in result.stderr
+
+
+@pytest.mark.parametrize("fold", ["one", "-1", "1.0", ""])
+def test_a_fold_that_is_no_number_ends_with_2(tmp_path: Path, fold: str) -> None:
+    """`--fold` takes a whole number from 0, or all; anything else is refused with what was given."""
+    result = run("train-cnn", tmp_path, "--labels", "x.csv", "--out", tmp_path / "o", f"--fold={fold}")
+    assert result.exit_code == 2
+    assert f"given: {fold}" in result.stderr
+
+
 def test_a_cuda_device_that_is_not_there_ends_with_2(tmp_path: Path) -> None:
     """Asking for a processor the machine lacks is refused, not silently replaced."""
     result = run("predict", tmp_path, "--bundle", tmp_path, "--out", tmp_path / "o", "--device", "cuda:99")

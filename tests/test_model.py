@@ -91,11 +91,11 @@ def batched(studies, *, filling: float = 0.0, extra: int = 0) -> tuple[Tensor, T
     )
 
 
-def say(model: SequenceModel, studies, *, with_base: bool = False, **padding) -> list[tuple[Tensor, Tensor]]:
+def say(model: SequenceModel, studies, **padding) -> list[tuple[Tensor, Tensor]]:
     """Return each study's slice logits (N, K) and study logits (K,), from one batch."""
     features, positions, lengths, base = batched(studies, **padding)
     with torch.no_grad():
-        logits = model(features, positions, lengths, base if with_base else None)
+        logits = model(features, positions, lengths, base)
     assert logits.slices.shape == (*features.shape[:2], K)
     assert logits.studies.shape == (len(studies), K)
     return [(s[:n], whole) for s, whole, n in zip(logits.slices, logits.studies, lengths, strict=True)]
@@ -110,15 +110,15 @@ def assert_same(said, expected, tolerance: float = 1e-6) -> None:
 # A study says the same wherever it stands
 
 
-@given(lengths=lengths_of_studies, seed=seeds, with_base=st.booleans(), data=st.data())
+@given(lengths=lengths_of_studies, seed=seeds, data=st.data())
 @quick
-def test_a_study_says_the_same_alone_in_any_batch_and_in_any_order(model, lengths, seed, with_base, data):
+def test_a_study_says_the_same_alone_in_any_batch_and_in_any_order(model, lengths, seed, data):
     """Neither the other studies of a batch, nor their number, nor the order move a study's logits."""
     studies = make_studies(lengths, seed)
-    alone = [say(model, [study], with_base=with_base)[0] for study in studies]
+    alone = [say(model, [study])[0] for study in studies]
     order = data.draw(st.permutations(range(len(studies))))
-    assert_same(say(model, studies, with_base=with_base), alone)
-    assert_same(say(model, [studies[i] for i in order], with_base=with_base), [alone[i] for i in order])
+    assert_same(say(model, studies), alone)
+    assert_same(say(model, [studies[i] for i in order]), [alone[i] for i in order])
 
 
 def test_it_says_the_same_in_single_precision(model):
@@ -130,12 +130,11 @@ def test_it_says_the_same_in_single_precision(model):
 
 
 @pytest.mark.parametrize("filling", JUNK)
-@pytest.mark.parametrize("with_base", [False, True])
-def test_what_the_padding_holds_changes_nothing(model, filling, with_base):
+def test_what_the_padding_holds_changes_nothing(model, filling):
     """Huge numbers, NaN and infinities in the padding of features, positions and base logits are never read."""
     studies = make_studies([4, 1, 9], 3)
-    clean = say(model, studies, with_base=with_base)
-    assert_same(say(model, studies, with_base=with_base, filling=filling, extra=3), clean, 1e-12)
+    clean = say(model, studies)
+    assert_same(say(model, studies, filling=filling, extra=3), clean, 1e-12)
     assert all(torch.isfinite(slices).all() and torch.isfinite(study).all() for slices, study in clean)
 
 
@@ -152,7 +151,7 @@ def test_no_gradient_reaches_the_padding(model, filling):
         model.zero_grad()
         said = model(features, positions, lengths, base)
         sequence_loss(said, padded(targets, 11, filling), lengths, study_weight=1.0).backward()
-        of_parameters = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        of_parameters = [p.grad.clone() for p in model.parameters()]
         return features.grad, base.grad, of_parameters, valid_steps(lengths, 11)
 
     of_features, of_base, of_parameters, real = gradients(filling)
@@ -177,72 +176,75 @@ def test_a_study_of_one_slice_says_of_itself_what_its_slice_says(model):
 def test_lengths_that_do_not_fit_are_refused(lengths):
     """An empty study, one longer than its row, or another number of lengths is refused, not guessed at."""
     with pytest.raises(ValueError, match="lengths"):
-        fresh()(torch.zeros(2, 4, D).double(), torch.zeros(2, 4).double(), torch.tensor(lengths))
+        fresh()(
+            torch.zeros(2, 4, D).double(),
+            torch.zeros(2, 4).double(),
+            torch.tensor(lengths),
+            torch.zeros(2, 4, K).double(),
+        )
 
 
 # What the network makes of a study
 
 
 def test_every_slice_knows_of_every_other(model):
-    """Changing any slice moves the logits of all others, above and below, and the study's: both directions run."""
-    ((features, positions, _),) = make_studies([6], 6)
+    """Changing features or base logits of any slice moves the logits of all others, up and down, and the study's."""
+    ((features, positions, base),) = make_studies([6], 6)
 
-    def logits(x):
-        said = model(x[None], positions[None], torch.tensor([6]))
+    def logits(x, b):
+        said = model(x[None], positions[None], torch.tensor([6]), b[None])
         return said.slices[0], said.studies[0]
 
-    of_slices, of_study = torch.autograd.functional.jacobian(logits, features)
-    assert (of_slices.abs().sum(dim=(1, 3)) > 1e-9).all()  # (slice that speaks, slice that changed)
-    assert (of_study.abs().sum(dim=(0, 2)) > 1e-9).all()
+    of_slices, of_study = torch.autograd.functional.jacobian(logits, (features, base))
+    for by_part in of_slices:
+        assert (by_part.abs().sum(dim=(1, 3)) > 1e-9).all()  # (slice that speaks, slice that changed)
+    for by_part in of_study:
+        assert (by_part.abs().sum(dim=(0, 2)) > 1e-9).all()
 
 
 def test_one_study_never_knows_of_another(model):
-    """The derivative of a study's logits by another study's features is exactly 0."""
-    features, positions, lengths, _ = batched(make_studies([6, 3], 6))
+    """The derivative of a study's logits by another study's features and base logits is exactly 0."""
+    features, positions, lengths, base = batched(make_studies([6, 3], 6))
     features.requires_grad_(True)
-    said = model(features, positions, lengths)
+    base.requires_grad_(True)
+    said = model(features, positions, lengths, base)
     (said.slices[0].sum() + said.studies[0].sum()).backward()
-    assert (features.grad[1] == 0).all()
-    assert (features.grad[0] != 0).all()
+    for part in (features, base):
+        assert (part.grad[1] == 0).all()
+        assert (part.grad[0] != 0).all()
 
 
 @pytest.mark.parametrize(("layers", "position"), KINDS)
 @pytest.mark.parametrize("training", [False, True])
 def test_a_fresh_model_says_exactly_what_its_base_says(layers, position, training):
-    """Before training the GRU adds nothing: slice logits are the linear base's to the bit, dropout or not."""
+    """Before training the GRU adds nothing: slice logits are the base's to the bit, dropout or not."""
     model = fresh(layers, position).train(training)
-    features, positions, lengths, _ = batched(make_studies([5, 2, 9], 1))
-    said = model(features, positions, lengths)
+    features, positions, lengths, base = batched(make_studies([5, 2, 9], 1))
+    said = model(features, positions, lengths, base)
     real = valid_steps(lengths, 9)
-    by_hand = features @ model.base.weight.T + model.base.bias
-    assert torch.equal(said.slices[real], model.base(features)[real])
-    torch.testing.assert_close(said.slices[real], by_hand[real])
+    assert torch.equal(said.slices[real], base[real])
     for b, n in enumerate(lengths.tolist()):
-        share = by_hand[b, :n].softmax(dim=0)
-        torch.testing.assert_close(said.studies[b], (share * by_hand[b, :n]).sum(dim=0))
+        share = base[b, :n].softmax(dim=0)
+        torch.testing.assert_close(said.studies[b], (share * base[b, :n]).sum(dim=0))
 
 
-def test_given_base_logits_stand_in_for_the_models_own(model):
-    """The base's own logits handed in change nothing, others do: they are input to both the sum and the GRU."""
-    (study,) = make_studies([6], 2)
-    own = model.base(study[0]).detach()
-    ((said, _),) = say(model, [study])
-    ((same, _),) = say(model, [(study[0], study[1], own)], with_base=True)
-    ((other, _),) = say(model, [(study[0], study[1], own + 1)], with_base=True)
-    torch.testing.assert_close(same, said, atol=1e-12, rtol=0)
+def test_base_logits_are_input_to_both_the_sum_and_the_gru(model):
+    """Base logits raised by 1 move every logit, and not by 1 alone: the GRU has read them too."""
+    ((features, positions, base),) = make_studies([6], 2)
+    ((said, _),) = say(model, [(features, positions, base)])
+    ((other, _),) = say(model, [(features, positions, base + 1)])
+    assert ((other - said).abs() > 1e-6).all()
     assert ((other - said - 1).abs() > 1e-6).all()  # more than the sum has changed
-    silent = fresh(model.config.layers, model.config.position)
-    ((slices, _),) = say(silent, [study], with_base=True)
-    assert torch.equal(slices, study[2])
 
 
-def test_the_base_is_frozen():
-    """Training moves every parameter but the base's."""
+def test_training_moves_every_parameter():
+    """No part of the model is frozen: the base is not in it, only what it says comes in."""
     model = randomised()
-    features, positions, lengths, _ = batched(make_studies([6, 3], 6))
-    said = model(features, positions, lengths)
+    features, positions, lengths, base = batched(make_studies([6, 3], 6))
+    said = model(features, positions, lengths, base)
     (said.slices[0].sum() + said.studies.sum()).backward()
-    assert {n for n, p in model.named_parameters() if p.grad is None} == {"base.weight", "base.bias"}
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert not [n for n in model.state_dict() if "base" in n]
 
 
 def plainly(model: SequenceModel, features: Tensor, positions: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,27 +267,23 @@ def test_a_batch_says_what_a_plain_network_says_of_each_study(model, lengths, se
     studies = make_studies(lengths, seed)
     with torch.no_grad():
         expected = [plainly(model, *study) for study in studies]
-    assert_same(say(model, studies, with_base=True), expected)
+    assert_same(say(model, studies), expected)
 
 
 @given(lengths=lengths_of_studies, seed=seeds, filling=st.sampled_from([0.0, *JUNK]), extra=st.integers(0, 3))
 @quick
 def test_an_ensemble_says_what_a_loop_over_studies_and_models_says(model, lengths, seed, filling, extra):
-    """Base: the linear layer, a study its likeliest slice; refined: the mean of the models on each study alone."""
+    """Base: as given, a study its likeliest slice; refined: the mean of the models on each study alone."""
     models = [model, *(randomised(model.config.layers, model.config.position, seed) for seed in (8, 9))]
-    for other in models[1:]:
-        other.base.load_state_dict(model.base.state_dict())
     studies = make_studies(lengths, seed)
-    features, positions, ns, _ = batched(studies, filling=filling, extra=extra)
-    base, refined = ensemble_logits(models, features, positions, ns)
+    base, refined = ensemble_logits(models, *batched(studies, filling=filling, extra=extra))
     for logits in (base, refined):
-        assert logits.slices.shape == (*features.shape[:2], K)
+        assert logits.slices.shape == (len(studies), max(lengths) + extra, K)
         assert logits.studies.shape == (len(studies), K)
-    for b, (own, places, _) in enumerate(studies):
+    for b, (own, places, by_base) in enumerate(studies):
         n = len(own)
         with torch.no_grad():
-            by_base = own @ model.base.weight.T + model.base.bias
-            said = [one(own[None], places[None], torch.tensor([n])) for one in models]
+            said = [one(own[None], places[None], torch.tensor([n]), by_base[None]) for one in models]
         likeliest = [max(by_base[i, k].item() for i in range(n)) for k in range(K)]
         assert_same([(base.slices[b, :n], base.studies[b])], [(by_base, torch.tensor(likeliest).double())])
         mean_slices = sum(logits.slices[0] for logits in said) / 3
@@ -463,13 +461,13 @@ def test_a_model_can_learn():
     """A few steps down the loss's gradient lower it for every kind of network: all is connected."""
     for layers, position in KINDS:
         model = fresh(layers, position)
-        features, positions, lengths, _ = batched(make_studies([5, 8], 3))
+        features, positions, lengths, base = batched(make_studies([5, 8], 3))
         targets = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (2, 8, K))).double()
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
         losses = []
         for _ in range(25):
             optimiser.zero_grad()
-            loss = sequence_loss(model(features, positions, lengths), targets, lengths, study_weight=0.25)
+            loss = sequence_loss(model(features, positions, lengths, base), targets, lengths, study_weight=0.25)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()

@@ -17,12 +17,16 @@ import pytest
 from click.testing import CliRunner
 
 import ich_seq
+from ich_seq.bundle import load_bundle
 from ich_seq.cli import cli
+from ich_seq.cnn_run import ENCODER, FOLDS, HELD_OUT, FoldResult, fold_folder, folds_csv, save_run, write_fold
 from ich_seq.config import load_config
+from ich_seq.encoder import SliceEncoder, save_encoder
+from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
 from ich_seq.metrics import CLIP
 from ich_seq.phantom import PhantomSet, write_dataset
-from ich_seq.store import open_store
+from ich_seq.store import FeatureStore, StudyFeatures, decode_study, encoder_file, open_store
 
 SETTINGS = ["slices.size=64", "train.folds=3", "train.epochs=4", "rnn.hidden=16", "rnn.projection=16"]
 N_STUDIES = 9
@@ -134,7 +138,7 @@ def test_a_run_killed_half_way_resumes_to_the_same_bytes(phantoms: PhantomSet, f
     done = journal.read_text().count("\n")
     assert 2 <= done < N_STUDIES
     assert not (out / "manifest.json").exists()
-    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.safetensors") if p.name != "encoder.safetensors"}
+    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.safetensors") if p.name != encoder_file(0)}
     run("extract-features", phantoms.dicom, "--out", out, *settings())
     assert tree(out) == tree(features)
     unchanged = [name for name, modified in kept.items() if (out / name).stat().st_mtime_ns == modified]
@@ -254,7 +258,8 @@ def test_features_of_another_encoder_are_not_taken_up(phantoms: PhantomSet, feat
         load_config(overrides=[*SETTINGS, "slices.windows_hu=[[50,100],[80,200],[600,2800]]"]),
     )
     old, new = tree(features), tree(tmp_path / "store")
-    names = [n for n in old if n.endswith(".safetensors") and n != "encoder.safetensors"]
+    names = [n for n in old if n.endswith(".safetensors") and n != encoder_file(0)]
+    assert len(names) == N_STUDIES
     assert all(old[name] != new[name] for name in names)
 
 
@@ -322,3 +327,179 @@ def test_extracting_into_a_folder_of_others_leaves_their_files(
     run("extract-features", phantoms.dicom, "--out", tmp_path / "out", *settings())
     assert (tmp_path / "out" / "mine.safetensors").read_bytes() == b"precious"
     assert tree(bundle).items() <= tree(tmp_path / "out").items()
+
+
+def test_training_into_the_folder_of_the_features_leaves_them_whole(
+    phantoms: PhantomSet, features: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """A store and a bundle in one folder are both whole: neither writes over the other's files."""
+    shutil.copytree(features, tmp_path / "both")
+    run("train-rnn", tmp_path / "both", "--labels", phantoms.labels, "--out", tmp_path / "both", *settings())
+    assert tree(features).items() <= tree(tmp_path / "both").items()
+    assert tree(bundle).items() <= tree(tmp_path / "both").items()
+    assert len(open_store(tmp_path / "both")) == N_STUDIES
+
+
+def test_every_way_to_run_the_encoder_has_its_own_fingerprint(phantoms: PhantomSet, tmp_path: Path) -> None:
+    """Engine, precision, views and batch can move an embedding's last bits: each redoes the store, and is on record."""
+    pytest.importorskip("openvino")
+    one = tmp_path / "in"
+    one.mkdir()
+    shutil.copy(sorted(phantoms.dicom.iterdir())[0], one)
+    tiny = ["slices.size=32", "encoder.arch=test_convnext", "encoder.weights=random"]
+    prints = set()
+    plain = {"engine": "torch", "precision": "fp32", "views": 1, "batch_size": 32}
+    for other in ({}, {"engine": "openvino"}, {"precision": "bf16"}, {"views": 2}, {"batch_size": 31}):
+        engine = other.get("engine")
+        sets = [f"extract.{name}={value}" for name, value in other.items() if name != "engine"]
+        config = load_config(overrides=[*tiny, *sets])
+        ich_seq.extract_features(one, tmp_path / "store", config, engine=engine, workers=0)
+        manifest = open_store(tmp_path / "store").manifest
+        assert manifest["execution"] == plain | other
+        assert manifest["fingerprint"] not in prints
+        prints.add(manifest["fingerprint"])
+
+
+# Networks of train-cnn
+
+
+def write_run(root: Path, encoders: dict[int, SliceEncoder], folds: list[tuple[str, str, int]]) -> Path:
+    """Write a run as train-cnn leaves it: networks by fold, and (study, patient, fold) of those they know."""
+    results = []
+    for fold, encoder in encoders.items():
+        folder = fold_folder(root, fold)
+        folder.mkdir(parents=True)
+        save_encoder(encoder, folder / ENCODER)
+        (folder / HELD_OUT).write_text("sop_uid\n")
+        results.append(FoldResult(fold, encoder.spec, [], 0, sha256_file(folder / HELD_OUT), ()))
+        write_fold(root, results[-1])
+    (root / FOLDS).write_bytes(folds_csv(folds))
+    save_run(root, results, {})
+    return root
+
+
+@pytest.fixture(scope="module")
+def known(features: Path) -> list[tuple[str, str, int]]:
+    """Study, patient and fold of the studies of all patients but the first."""
+    table = open_store(features).studies
+    patients = sorted(set(table["patient_key"]))
+    fold_of = {patient: i % 2 for i, patient in enumerate(patients[1:])}
+    rows = zip(table["study_uid"], table["patient_key"], strict=True)
+    return [(study, patient, fold_of[patient]) for study, patient in rows if patient in fold_of]
+
+
+@pytest.fixture(scope="module")
+def by_folds(phantoms, headed_encoders, known, tmp_path_factory) -> Path:
+    """A store made by the networks of a run whose folds are all trained."""
+    root = tmp_path_factory.mktemp("cnn")
+    write_run(root / "run", dict(enumerate(headed_encoders)), known)
+    run("extract-features", phantoms.dicom, "--cnn", root / "run", "--out", root / "store", "--workers", 0)
+    return root / "store"
+
+
+@pytest.fixture(scope="module")
+def bundle_of_two(phantoms: PhantomSet, by_folds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "of two"
+    run("train-rnn", by_folds, "--labels", phantoms.labels, "--out", out, *settings())
+    return out
+
+
+def rows_of(store: FeatureStore) -> dict[tuple[str, int], StudyFeatures]:
+    """Read every row of a store, by study and network."""
+    return {
+        (row.study_uid, row.network): decode_study((store.root / row.file).read_bytes(), store.root / row.file)
+        for row in store.studies.itertuples()
+    }
+
+
+def test_a_study_is_embedded_by_the_network_that_did_not_learn_from_its_patient(
+    by_folds: Path, features: Path, known, headed_encoders
+) -> None:
+    """Known patients by their fold's network alone, an unknown one by all; no row is in-sample, each has its logits."""
+    store, plain = open_store(by_folds), {s.study_uid: s for s in open_store(features)}
+    fold_of = {study: fold for study, _, fold in known}
+    expected = {(uid, fold) for uid in plain for fold in ([fold_of[uid]] if uid in fold_of else [0, 1])}
+    found = rows_of(store)
+    assert found.keys() == expected
+    assert 0 < len(plain) - len(fold_of) < len(plain) == len(store)
+    assert store.in_sample() == []
+    for (uid, network), study in found.items():
+        assert (study.study_uid, study.network) == (uid, network)
+        assert study.sop_uids == plain[uid].sop_uids
+        head = headed_encoders[network].head
+        by_hand = study.features.astype(np.float32) @ head.weight.numpy().T + head.bias.numpy()
+        assert study.logits == pytest.approx(by_hand, abs=0.02)  # of embeddings before they were halved
+        assert study.logits.dtype == np.float32
+    for number, encoder in enumerate(headed_encoders):
+        assert sha256_file(by_folds / encoder_file(number)) == encoder.spec.sha256
+
+
+def test_a_network_that_is_not_there_yet_makes_in_sample_rows_that_training_refuses(
+    phantoms: PhantomSet, headed_encoders, known, tmp_path: Path
+) -> None:
+    """With one fold of two trained the other fold's studies are marked, counted on stderr, and refused by train-rnn."""
+    write_run(tmp_path / "run", {0: headed_encoders[0]}, known)
+    arguments = ["extract-features", phantoms.dicom, "--cnn", tmp_path / "run", "--out", tmp_path / "store", "--quiet"]
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    marked = sorted(study for study, _, fold in known if fold == 1)
+    assert f"{len(marked)} studies could only be embedded by a network that learnt" in result.stderr
+    store = open_store(tmp_path / "store")
+    assert store.in_sample() == marked
+    assert set(store.studies["network"]) == {0}
+    assert len(store) == N_STUDIES
+    train = ["train-rnn", tmp_path / "store", "--labels", phantoms.labels, "--out", tmp_path / "out", "--quiet"]
+    refused = CliRunner().invoke(cli, [str(a) for a in (*train, *settings())])
+    assert refused.exit_code == 2
+    assert "train.allow_in_sample=true" in refused.stderr
+    run(*train[:-1], *settings(), "--set", "train.allow_in_sample=true", "--set", "train.epochs=1")
+    assert json.loads((tmp_path / "out" / "bundle.json").read_text())["training"]["studies"] == N_STUDIES
+
+
+def test_a_store_of_a_run_is_the_same_for_any_number_of_workers_and_taken_up(
+    phantoms: PhantomSet, by_folds: Path, headed_encoders, known, tmp_path: Path
+) -> None:
+    """Two networks or one a study: two runs give identical bytes, and a second run into the folder changes nothing."""
+    write_run(tmp_path / "run", dict(enumerate(headed_encoders)), known)
+    for workers in (2, 0):
+        run(
+            "extract-features", phantoms.dicom, "--cnn", tmp_path / "run", "--out", tmp_path / "s", "--workers", workers
+        )
+        assert tree(tmp_path / "s") == tree(by_folds)
+
+
+def test_new_studies_are_predicted_by_the_mean_of_all_networks(
+    phantoms: PhantomSet, bundle_of_two: Path, headed_encoders, tmp_path: Path
+) -> None:
+    """`predict` says of each study what the bundle says of both networks' rows, made by a run that knows nobody."""
+    import torch
+
+    write_run(tmp_path / "run", dict(enumerate(headed_encoders)), [])
+    run("extract-features", phantoms.dicom, "--cnn", tmp_path / "run", "--out", tmp_path / "store")
+    run("predict", phantoms.dicom, "--bundle", bundle_of_two, "--out", tmp_path / "out", "--workers", 0)
+    rows, loaded = rows_of(open_store(tmp_path / "store")), load_bundle(bundle_of_two, torch.device("cpu"))
+    assert len(rows) == 2 * N_STUDIES
+    slices = pd.read_csv(tmp_path / "out" / "slices.csv", dtype={"sop_uid": str, "study_uid": str})
+    studies = pd.read_csv(tmp_path / "out" / "studies.csv", dtype={"study_uid": str}).set_index("study_uid")
+    for uid, group in slices.groupby("study_uid"):
+        views = [rows[str(uid), network] for network in range(2)]
+        of_slices, of_study = loaded.predict(views)
+        assert group["sop_uid"].tolist() == list(views[0].sop_uids)
+        assert group[list(LABELS)].to_numpy() == pytest.approx(of_slices, abs=2e-5)
+        assert studies.loc[str(uid), list(LABELS)].to_numpy(float) == pytest.approx(of_study, abs=2e-5)
+        assert np.abs(loaded.predict(views[:1])[0] - of_slices).max() > 1e-3  # the second network has a say
+
+
+def test_another_engine_predicts_nearly_the_same_and_is_on_record(
+    phantoms: PhantomSet, bundle_of_two: Path, tmp_path: Path
+) -> None:
+    """`--engine openvino` moves probabilities by rounding only, and run.json tells which one ran."""
+    pytest.importorskip("openvino")
+    said = []
+    for engine in ("torch", "openvino"):
+        out = tmp_path / engine
+        run("predict", phantoms.dicom, "--bundle", bundle_of_two, "--out", out, "--engine", engine, "--workers", 0)
+        assert json.loads((out / "run.json").read_text())["execution"]["engine"] == engine
+        said.append(pd.read_csv(out / "slices.csv"))
+    assert said[0]["sop_uid"].tolist() == said[1]["sop_uid"].tolist()
+    assert said[0][list(LABELS)].to_numpy() == pytest.approx(said[1][list(LABELS)].to_numpy(), abs=1e-3)

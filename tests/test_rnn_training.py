@@ -18,13 +18,23 @@ from ich_seq.baselines import fit_classifier
 from ich_seq.bundle import CARD, Shares, load_bundle
 from ich_seq.calibration import SHARES, choose_shares
 from ich_seq.config import Config
+from ich_seq.encoder import load_encoder
 from ich_seq.figures import Predicted
 from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
 from ich_seq.metrics import auc, weighted_log_loss
-from ich_seq.rnn_training import Ensemble, FoldedStudies, fit_ensemble, fit_model, predict_ensemble, train_rnn
+from ich_seq.rnn_training import (
+    Ensemble,
+    FoldedStudies,
+    base_name,
+    encoders_of,
+    fit_ensemble,
+    fit_model,
+    predict_ensemble,
+    train_rnn,
+)
 from ich_seq.sequences import LabelledStudy
-from ich_seq.store import ENCODER, MANIFEST, open_store
+from ich_seq.store import MANIFEST, encoder_file, open_store
 
 K, ANY = len(LABELS), LABELS.index("any")
 CPU = torch.device("cpu")
@@ -73,29 +83,43 @@ def given(make_study, write_store, tmp_path_factory) -> tuple[Path, Path, dict[s
     return write_store(root / "store", studies), write_labels(root / "labels.csv", rows), rows
 
 
-@pytest.fixture(scope="module")
-def trained(given, tmp_path_factory):
-    """One run of train-rnn: its summary, the folds it made, and its progress."""
-    store, labels, _ = given
-    out, told = tmp_path_factory.mktemp("trained") / "bundle", []
+def recorded(store: Path, labels: Path, out: Path, config: Config = CONFIG):
+    """Run train-rnn; return its summary, the folds it made, and its progress."""
+    told = []
     Recorder.made = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rnn_training, "FoldedStudies", Recorder)
-        summary = train_rnn(store, labels, out, CONFIG, device="cpu", progress=lambda *news: told.append(news))
+        summary = train_rnn(store, labels, out, config, device="cpu", progress=lambda *news: told.append(news))
     (data,) = Recorder.made
     return summary, data, told
+
+
+@pytest.fixture(scope="module")
+def trained(given, tmp_path_factory):
+    """One run of train-rnn on a frozen encoder without a head."""
+    store, labels, _ = given
+    return recorded(store, labels, tmp_path_factory.mktemp("trained") / "bundle")
+
+
+def with_logits(study: LabelledStudy, logits: np.ndarray) -> LabelledStudy:
+    return replace(study, features=replace(study.features, logits=logits))
+
+
+def prepared(data: FoldedStudies) -> list[LabelledStudy]:
+    """Every study with logits of a base that did not see it."""
+    return data.to_learn_from(data.numbers, frozenset())
 
 
 # A run
 
 
 def test_a_run_writes_a_bundle_that_says_something(trained, make_study):
-    """One model a fold and the store's own encoder; the bundle loads, and its probabilities are probabilities."""
+    """One model a fold and the store's own network; the bundle loads, and its probabilities are probabilities."""
     summary, _, told = trained
     bundle = load_bundle(summary.out, CPU)
     assert len(bundle.models) == FOLDS
     assert len({tuple(m.correction.weight.flatten().tolist()) for m in bundle.models}) == FOLDS
-    slices, study = bundle.predict(make_study("new", 6))
+    slices, study = bundle.predict([make_study("new", 6, logits=True)])
     assert slices.shape == (6, K)
     assert np.isfinite(slices).all()
     assert ((study > 0) & (study < 1)).all()
@@ -150,11 +174,12 @@ def test_the_figures_are_out_of_fold(trained):
     said = {"constant": [], "slice_logistic": [], "rnn": [], "blend": []}
     truth = []
     for fold in range(FOLDS):
-        test = [s for s, f in zip(data.studies, data.folds, strict=True) if f == fold]
+        bare = [s for s, f in zip(data.studies, data.folds, strict=True) if f == fold]
         train = [s for s, f in zip(data.studies, data.folds, strict=True) if f != fold]
         features = np.concatenate([s.features.features for s in train])
         targets = np.concatenate([s.targets for s in train])
         classifier = fit_classifier(features, targets, seed=CONFIG.train.seed)
+        test = [with_logits(s, classifier.logits(s.features.features)) for s in bare]
         ensemble = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), CONFIG, CPU, without=frozenset({fold}))
         lengths = [len(s) for s in test]
         truth += [s.targets for s in test]
@@ -165,7 +190,7 @@ def test_the_figures_are_out_of_fold(trained):
                 studies=np.tile(of_train_studies.mean(axis=0), (len(test), 1)),
             )
         )
-        logits = classifier.logits(np.concatenate([s.features.features for s in test])).astype(np.float64)
+        logits = np.concatenate([s.features.logits for s in test]).astype(np.float64)
         said["slice_logistic"].append(Predicted.of_slices(expit(logits), lengths))
         for name, predicted in predict_ensemble(ensemble, test, CPU).items():
             said[name].append(predicted)
@@ -209,29 +234,207 @@ def test_too_few_patients_are_refused(make_study, write_store, tmp_path):
 def test_a_store_whose_encoder_was_changed_is_refused_before_training(given, tmp_path):
     """An encoder that is not the one of the features (a new extraction was begun and cut off) makes no bundle."""
     store = Path(shutil.copytree(given[0], tmp_path / "store"))
-    data = bytearray((store / ENCODER).read_bytes())
+    data = bytearray((store / encoder_file(0)).read_bytes())
     data[-1] ^= 1
-    (store / ENCODER).write_bytes(data)
-    with pytest.raises(ArtefactError, match=ENCODER):
+    (store / encoder_file(0)).write_bytes(data)
+    with pytest.raises(ArtefactError, match=encoder_file(0)):
         train_rnn(store, given[1], tmp_path / "out", CONFIG, device="cpu")
     assert not (tmp_path / "out" / CARD).exists()
+
+
+def allowing(**train: object) -> Config:
+    """Return the settings that take embeddings of a network that may have seen the patients."""
+    return Config.model_validate({"rnn": RNN, "train": CONFIG.train.model_dump() | {"allow_in_sample": True} | train})
 
 
 def test_an_encoder_of_unknown_training_is_refused_unless_vouched_for(given, tmp_path):
     """Weights from a file may have seen these patients: refused with the setting's name, and run once it is given."""
     store = Path(shutil.copytree(given[0], tmp_path / "store"))
     manifest = json.loads((store / MANIFEST).read_text())
-    manifest["encoder"]["weights"] = f"file, sha256 {'0' * 64}"
+    manifest["encoders"]["0"]["weights"] = f"file, sha256 {'0' * 64}"
     (store / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match="unseen_by_encoder"):
+    with pytest.raises(UsageError, match=r"--set train\.allow_in_sample=true"):
         train_rnn(store, given[1], tmp_path / "out", CONFIG, device="cpu")
     assert not (tmp_path / "out").exists()
-    train = CONFIG.train.model_dump() | {"unseen_by_encoder": True, "epochs": 1}
-    vouched = Config.model_validate({"rnn": RNN, "train": train})
-    summary = train_rnn(store, given[1], tmp_path / "out", vouched, device="cpu")
+    summary = train_rnn(store, given[1], tmp_path / "out", allowing(epochs=1), device="cpu")
     card = load_bundle(summary.out, CPU).card
-    assert card["encoder"]["weights"] == manifest["encoder"]["weights"]
-    assert card["training"]["settings"]["train"]["unseen_by_encoder"] is True
+    assert card["encoders"][0]["weights"] == manifest["encoders"]["0"]["weights"]
+    assert card["training"]["settings"]["train"]["allow_in_sample"] is True
+
+
+# Encoders without a head
+
+
+def test_a_frozen_encoder_gets_the_fitted_classifier_as_its_head(trained, given, tiny_encoder):
+    """The bundle's encoder is the store's network, bit for bit, and the classifier fitted on all studies its head."""
+    summary, data, _ = trained
+    embedder = load_bundle(summary.out, CPU).embedders[0]
+    network = embedder.encoder.network.state_dict()
+    assert all(torch.equal(tensor, network[name]) for name, tensor in tiny_encoder.network.state_dict().items())
+    classifier = fit_classifier(
+        np.concatenate([s.features.features for s in data.studies]),
+        np.concatenate([s.targets for s in data.studies]),
+        seed=CONFIG.train.seed,
+    )
+    assert np.array_equal(embedder.encoder.head.weight.numpy(), classifier.weight)
+    assert np.array_equal(embedder.encoder.head.bias.numpy(), classifier.bias)
+    (spec,) = encoders_of(open_store(given[0])).values()
+    assert embedder.spec == replace(spec, head=True, sha256=sha256_file(summary.out / "encoder-0.safetensors"))
+    assert not spec.head
+
+
+def test_the_bundle_says_of_new_slices_what_the_classifier_says(trained, make_study):
+    """Pixels in, the bundle's logits are the classifier's of the embeddings; where the GRU has no share, so it says."""
+    summary, data, _ = trained
+    bundle = load_bundle(summary.out, CPU)
+    hu = torch.from_numpy(np.random.default_rng(0).normal(40, 60, (5, 32, 32)).astype(np.float32))
+    embedded = bundle.embedders[0](hu)
+    logits = data.classifier(frozenset()).logits(embedded.features.numpy())
+    assert embedded.logits.numpy() == pytest.approx(logits, abs=1e-5)
+    features, none = embedded.features.numpy().astype(np.float16), np.zeros(K)
+    study = replace(make_study("new", 5), features=features, logits=embedded.logits.numpy())
+    slices, whole = replace(bundle, shares=Shares(none, none)).predict([study])
+    assert slices == pytest.approx(expit(logits.astype(np.float64)), abs=1e-5)
+    assert whole == pytest.approx(expit(logits.astype(np.float64).max(axis=0)), abs=1e-5)
+
+
+# Encoders with heads of their own
+
+
+@pytest.fixture(scope="module")
+def headed(given, make_study, write_store, headed_encoders, tmp_path_factory) -> Path:
+    """A store of the same slices by two networks with heads: of the patient's fold, or both for a new patient."""
+    studies = []
+    for i, study in enumerate(open_store(given[0])):
+        for network in (0, 1) if i % 4 == 0 else (i % 2,):
+            name, slices, patient = study.study_uid, len(study.sop_uids), study.patient_key
+            studies.append(make_study(name, slices, patient=patient, network=network, logits=True))
+            assert studies[-1].sop_uids == study.sop_uids
+    return write_store(tmp_path_factory.mktemp("headed") / "store", studies, encoders=dict(enumerate(headed_encoders)))
+
+
+@pytest.fixture(scope="module")
+def trained_on_heads(headed, given, tmp_path_factory):
+    """One run of train-rnn on a store whose encoders have heads."""
+    return recorded(headed, given[1], tmp_path_factory.mktemp("trained") / "bundle")
+
+
+def test_encoders_with_heads_go_into_the_bundle_as_they_are(trained_on_heads, headed, headed_encoders):
+    """Network, head and record of each are those of the store, in their order: nothing is fitted, nothing replaced."""
+    summary, _, _ = trained_on_heads
+    bundle = load_bundle(summary.out, CPU)
+    specs = encoders_of(open_store(headed))
+    assert list(bundle.embedders) == list(specs) == [0, 1]
+    for k, encoder in enumerate(headed_encoders):
+        assert bundle.embedders[k].spec == specs[k] == encoder.spec
+        assert (summary.out / f"encoder-{k}.safetensors").read_bytes() == (headed / encoder_file(k)).read_bytes()
+    assert len(bundle.models) == FOLDS
+
+
+def test_folds_of_a_cnn_that_were_not_all_trained_are_bundled_in_their_order(
+    given, make_study, write_store, headed_encoders, tmp_path
+):
+    """A store of networks 3 and 10 makes a bundle of encoders 0 and 1: the same networks, the lower number first."""
+    encoders = {3: headed_encoders[0], 10: headed_encoders[1]}
+    studies = [
+        make_study(s.study_uid, len(s.sop_uids), patient=s.patient_key, network=network, logits=True)
+        for s in open_store(given[0])
+        for network in encoders
+    ]
+    store = write_store(tmp_path / "store", studies, encoders=encoders)
+    config = Config.model_validate({"rnn": RNN, "train": CONFIG.train.model_dump() | {"epochs": 1}})
+    summary = train_rnn(store, given[1], tmp_path / "out", config, device="cpu")
+    bundle = load_bundle(summary.out, CPU)
+    assert [e.spec for e in bundle.embedders.values()] == [encoder.spec for encoder in headed_encoders]
+    for k, encoder in enumerate(headed_encoders):
+        loaded = load_encoder(encoder.spec, summary.out / f"encoder-{k}.safetensors")
+        assert torch.equal(loaded.head.weight, encoder.head.weight)
+
+
+def test_the_gru_corrects_the_heads_own_logits(trained_on_heads, headed, monkeypatch):
+    """With heads no classifier is fitted: every study comes with the logits of the store, whatever is left out."""
+    _, data, _ = trained_on_heads
+    stored = {s.study_uid: s for s in open_store(headed)}
+    monkeypatch.setattr(rnn_training, "fit_classifier", lambda *_, **__: pytest.fail("a classifier was fitted"))
+    fresh = FoldedStudies(data.studies, data.folds, CONFIG.train.seed)
+    assert fresh.has_head
+    for without in subsets(data.numbers, 2):
+        for study in fresh.to_learn_from(data.numbers - without, without):
+            assert np.array_equal(study.features.logits, stored[study.features.study_uid].logits)
+            assert study.features.network == stored[study.features.study_uid].network
+    assert {s.features.network for s in data.studies} == {0, 1}
+    fit_ensemble(fresh, CONFIG, CPU, without=frozenset({0}))
+
+
+def test_where_one_study_has_no_logits_a_classifier_is_fitted(trained_on_heads):
+    """A base is one for all studies: logits of some are not mixed with a classifier's of the others."""
+    _, data, _ = trained_on_heads
+    mixed = FoldedStudies([with_logits(data.studies[0], None), *data.studies[1:]], data.folds, 0)
+    assert not mixed.has_head
+    assert base_name(mixed) == "slice_logistic"
+    without = frozenset({int(data.folds[1])})
+    logits = mixed.classifier(without).logits
+    for study in mixed.prepare(int(data.folds[1]), without):
+        assert np.array_equal(study.features.logits, logits(study.features.features))
+
+
+def test_the_base_of_heads_stands_as_cnn_among_the_figures(trained_on_heads):
+    """Its figures are those of the store's logits, a study its likeliest slice; the others' differences are to it."""
+    summary, data, _ = trained_on_heads
+    assert base_name(data) == "cnn"
+    assert set(summary.figures) == {"constant", "position", "cnn", "rnn", "blend"}
+    assert json.loads((summary.out / CARD).read_text())["figures"] == summary.figures
+    said = expit(np.concatenate([s.features.logits for s in data.studies]).astype(np.float64))
+    whole = expit(np.stack([s.features.logits.max(axis=0) for s in data.studies]).astype(np.float64))
+    of_slices = weighted_log_loss(said, np.concatenate([s.targets for s in data.studies]))
+    of_studies = weighted_log_loss(whole, np.stack([s.targets.max(axis=0) for s in data.studies]))
+    assert summary.figures["cnn"]["slice_loss"]["value"] == pytest.approx(of_slices, abs=2e-6)
+    assert summary.figures["cnn"]["study_loss"]["value"] == pytest.approx(of_studies, abs=2e-6)
+    for name, figures in summary.figures.items():
+        differences = [entry for entry in figures if entry.startswith("difference")]
+        assert differences == ([] if name == "cnn" else ["difference_to_cnn"])
+
+
+def test_the_figures_on_heads_are_out_of_fold(trained_on_heads):
+    """Predicting each fold by an ensemble that never saw it gives the card's figures of ensemble and blend."""
+    summary, data, _ = trained_on_heads
+    parts, truth = {"rnn": [], "blend": []}, []
+    for fold in range(FOLDS):
+        away = frozenset({fold})
+        test = [s for s, f in zip(data.studies, data.folds, strict=True) if f == fold]
+        ensemble = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), CONFIG, CPU, without=away)
+        truth += [s.targets for s in test]
+        for name, predicted in predict_ensemble(ensemble, test, CPU).items():
+            parts[name].append(predicted)
+    for name, predicted in parts.items():
+        said = Predicted.joined(predicted).slices
+        value = weighted_log_loss(said, np.concatenate(truth))
+        assert summary.figures[name]["slice_loss"]["value"] == pytest.approx(value, abs=2e-6)
+
+
+def test_training_on_heads_twice_gives_the_same_bytes(trained_on_heads, headed, given, tmp_path):
+    """Networks take the same turns every time: every file of the bundle is byte for byte the same."""
+    again = train_rnn(headed, given[1], tmp_path / "again", CONFIG, device="cpu")
+    files = {p.name: p.read_bytes() for p in trained_on_heads[0].out.iterdir() if p.is_file()}
+    assert {p.name: p.read_bytes() for p in again.out.iterdir() if p.is_file()} == files
+
+
+def test_studies_known_to_their_network_are_refused_unless_allowed(
+    headed, given, write_store, headed_encoders, tmp_path
+):
+    """One in-sample study is enough: refused with their number and both remedies, and taken once that is allowed."""
+    rows = list(open_store(headed))
+    known = [rows[3].study_uid, rows[5].study_uid]
+    store = write_store(tmp_path / "store", rows, encoders=dict(enumerate(headed_encoders)), in_sample=known)
+    with pytest.raises(UsageError, match="2 studies were embedded by a network that learnt from") as refusal:
+        train_rnn(store, given[1], tmp_path / "out", CONFIG, device="cpu")
+    for remedy in ("train-cnn --fold all", "--set train.allow_in_sample=true"):
+        assert remedy in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+    summary, data, _ = recorded(store, given[1], tmp_path / "out", allowing(epochs=1))
+    assert set(known) <= {s.features.study_uid for s in data.studies}
+    card = load_bundle(summary.out, CPU).card
+    assert card["training"]["settings"]["train"]["allow_in_sample"] is True
 
 
 # No patient on two sides
@@ -269,7 +472,8 @@ def test_base_logits_come_from_a_classifier_that_saw_neither_the_study_nor_the_f
     _, data, _ = trained
     for without in subsets(data.numbers, 2):
         for study in data.to_learn_from(data.numbers - without, without):
-            (fold,) = {int(f) for s, f in zip(data.studies, data.folds, strict=True) if s.features is study.features}
+            uids = [s.features.study_uid for s in data.studies]
+            fold = int(data.folds[uids.index(study.features.study_uid)])
             seen = [s for s, f in zip(data.studies, data.folds, strict=True) if f not in without | {fold}]
             assert study.features.patient_key not in {s.features.patient_key for s in seen}
             classifier = fit_classifier(
@@ -277,7 +481,7 @@ def test_base_logits_come_from_a_classifier_that_saw_neither_the_study_nor_the_f
                 np.concatenate([s.targets for s in seen]),
                 seed=CONFIG.train.seed,
             )
-            assert np.array_equal(study.base_logits, classifier.logits(study.features.features))
+            assert np.array_equal(study.features.logits, classifier.logits(study.features.features))
 
 
 def test_a_fold_left_out_has_no_way_into_the_weights(trained):
@@ -315,7 +519,7 @@ def test_training_that_only_does_harm_leaves_the_base(trained):
     )
     without = frozenset({0})
     model = fit_model(FoldedStudies(data.studies, data.folds, 0), config, CPU, stop=1, without=without)
-    test = data.of(without)
+    test = data.prepare(0, without)
     logits = data.classifier(without).logits(np.concatenate([s.features.features for s in test]))
     half = np.full(K, 0.5)
     said = predict_ensemble(Ensemble(models=[model], shares=Shares(half, half)), test, CPU)
@@ -328,8 +532,9 @@ def test_a_study_is_predicted_the_same_in_any_company(trained):
     """An ensemble's probabilities of a study do not depend on the studies predicted with it."""
     _, data, _ = trained
     ensemble = fit_ensemble(data, CONFIG, CPU, without=frozenset({0}))
-    whole = predict_ensemble(ensemble, data.studies, CPU)
-    parts = [predict_ensemble(ensemble, [study], CPU) for study in data.studies]
+    studies = prepared(data)
+    whole = predict_ensemble(ensemble, studies, CPU)
+    parts = [predict_ensemble(ensemble, [study], CPU) for study in studies]
     for name in ("rnn", "blend"):
         alone = Predicted.joined([part[name] for part in parts])
         assert whole[name].slices == pytest.approx(alone.slices, abs=1e-5)
@@ -342,8 +547,9 @@ def test_a_blend_is_what_the_bundle_says(trained):
     bundle = load_bundle(summary.out, CPU)
     shares = Shares(np.linspace(0, 1, K), np.linspace(1, 0, K))
     ensemble = Ensemble(models=list(bundle.models), shares=shares)
-    said = predict_ensemble(ensemble, data.studies, CPU)["blend"]
-    by_bundle = [replace(bundle, shares=shares).predict(study.features) for study in data.studies]
+    studies = prepared(data)
+    said = predict_ensemble(ensemble, studies, CPU)["blend"]
+    by_bundle = [replace(bundle, shares=shares).predict([study.features]) for study in studies]
     assert said.slices == pytest.approx(np.concatenate([slices for slices, _ in by_bundle]), abs=1e-5)
     assert said.studies == pytest.approx(np.stack([study for _, study in by_bundle]), abs=1e-5)
 
@@ -353,7 +559,7 @@ def logits_alone(model, studies: list[LabelledStudy]) -> tuple[tuple[np.ndarray,
     of_slices, of_studies = [], []
     for study in studies:
         features = torch.from_numpy(study.features.features).float()[None]
-        places, base = torch.from_numpy(study.features.positions_mm)[None], torch.from_numpy(study.base_logits).float()
+        places, base = torch.from_numpy(study.features.positions_mm)[None], torch.from_numpy(study.features.logits)
         with torch.no_grad():
             said = model(features, places, torch.tensor([len(study)]), base[None])
         of_slices.append((base.double().numpy(), said.slices[0].double().numpy(), study.targets))
@@ -439,7 +645,7 @@ def test_what_only_neighbours_know_is_learnt(learnable):
     by_rnn, by_blend, by_slice, truth = [], [], [], []
     for fold in (0, 1):
         away = frozenset({fold})
-        test = data.of(away)
+        test = data.prepare(fold, away)
         said = predict_ensemble(fit_ensemble(data, config, CPU, without=away), test, CPU)
         by_rnn.append(said["rnn"].slices)
         by_blend.append(said["blend"].slices)

@@ -18,7 +18,6 @@ from ich_seq.sequences import (
     collate,
     collate_labelled,
     label_studies,
-    relative_positions,
     varied,
 )
 from ich_seq.store import StudyFeatures, open_store
@@ -38,9 +37,9 @@ def numbered(name: str, slices: int, *, base: bool = True) -> LabelledStudy:
             sop_uids=tuple(f"{name}.{i}" for i in number),
             positions_mm=40.0 + 2.5 * number,
             features=np.tile(number[:, None], D).astype(np.float16),
+            logits=np.tile(number[:, None], K).astype(np.float32) if base else None,
         ),
         targets=((number[:, None] >> np.arange(K)) & 1).astype(np.uint8),
-        base_logits=np.tile(number[:, None], K).astype(np.float32) if base else None,
     )
 
 
@@ -52,8 +51,9 @@ def numbers_of(study: LabelledStudy) -> list[int]:
     assert (study.features.features == study.features.features[:, :1]).all()
     assert np.abs(study.features.positions_mm).tolist() == [40.0 + 2.5 * i for i in numbers]
     assert [sum(int(bit) << k for k, bit in enumerate(row)) for row in study.targets] == numbers
-    if study.base_logits is not None:
-        assert (study.base_logits == np.array(numbers, np.float32)[:, None]).all()
+    if study.features.logits is not None:
+        assert (study.features.logits == np.array(numbers, np.float32)[:, None]).all()
+        assert study.features.logits.shape == study.targets.shape
     return numbers
 
 
@@ -68,11 +68,11 @@ def same(a: LabelledStudy, b: LabelledStudy) -> bool:
 # Batches
 
 
-@given(lengths=lengths_of_studies)
+@given(lengths=lengths_of_studies, logits=st.booleans())
 @quick
-def test_a_batch_holds_each_study_as_it_was(make_study, lengths):
+def test_a_batch_holds_each_study_as_it_was(make_study, lengths, logits):
     """Cut back to its length, every row of a batch is the study bit for bit, in order; the rest is padding of 0."""
-    studies = [make_study(f"s{i}", n, dim=D) for i, n in enumerate(lengths)]
+    studies = [make_study(f"s{i}", n, dim=D, logits=logits) for i, n in enumerate(lengths)]
     batch = collate(studies)
     assert batch.lengths.tolist() == lengths
     assert batch.features.shape == (len(lengths), max(lengths), D)
@@ -83,8 +83,11 @@ def test_a_batch_holds_each_study_as_it_was(make_study, lengths):
         assert np.array_equal(batch.positions_mm[b, :n].numpy(), study.positions_mm)
         assert (batch.features[b, n:] == 0).all()
         assert (batch.positions_mm[b, n:] == 0).all()
+        if logits:
+            assert np.array_equal(batch.logits[b, :n].numpy(), study.logits)
+            assert (batch.logits[b, n:] == 0).all()
+    assert (batch.logits is not None) == logits
     assert batch.targets is None
-    assert batch.base_logits is None
 
 
 @given(lengths=lengths_of_studies)
@@ -93,14 +96,14 @@ def test_labels_and_base_logits_ride_along(lengths):
     """Targets and base logits lie beside the features of the same slice, and are 0 beyond."""
     studies = [numbered(f"s{i}", n) for i, n in enumerate(lengths)]
     batch = collate_labelled(studies)
-    assert batch.targets.shape == batch.base_logits.shape == (len(lengths), max(lengths), K)
+    assert batch.targets.shape == batch.logits.shape == (len(lengths), max(lengths), K)
     for b, study in enumerate(studies):
         n = len(study)
         assert np.array_equal(batch.features[b, :n].numpy(), study.features.features)
         assert np.array_equal(batch.targets[b, :n].numpy(), study.targets)
-        assert np.array_equal(batch.base_logits[b, :n].numpy(), study.base_logits)
+        assert np.array_equal(batch.logits[b, :n].numpy(), study.features.logits)
         assert (batch.targets[b, n:] == 0).all()
-        assert (batch.base_logits[b, n:] == 0).all()
+        assert (batch.logits[b, n:] == 0).all()
 
 
 def test_the_types_of_a_batch_are_those_the_networks_want():
@@ -108,27 +111,30 @@ def test_the_types_of_a_batch_are_those_the_networks_want():
     batch = collate_labelled([numbered("a", 3), numbered("b", 1)])
     moved = batch.to(torch.device("meta"))
     for b in (batch, moved):
-        assert (b.features.dtype, b.targets.dtype, b.base_logits.dtype) == (torch.float32,) * 3
+        assert (b.features.dtype, b.targets.dtype, b.logits.dtype) == (torch.float32,) * 3
         assert b.positions_mm.dtype == torch.float64
         assert b.lengths.dtype == torch.int64
         assert b.lengths.device.type == "cpu"
-    tensors = (moved.features, moved.positions_mm, moved.targets, moved.base_logits)
+    tensors = (moved.features, moved.positions_mm, moved.targets, moved.logits)
     assert {t.device.type for t in tensors} == {"meta"}
-    bare = collate([numbered("a", 3).features]).to(torch.device("meta"))
+    bare = collate([numbered("a", 3, base=False).features]).to(torch.device("meta"))
     assert bare.targets is None
-    assert bare.base_logits is None
+    assert bare.logits is None
 
 
 def test_base_logits_need_all_studies():
     """Where one study has no base logits the batch has none: zeros would pass for logits."""
-    assert collate_labelled([numbered("a", 3), numbered("b", 2, base=False)]).base_logits is None
+    mixed = [numbered("a", 3), numbered("b", 2, base=False)]
+    for studies in (mixed, mixed[::-1]):
+        assert collate_labelled(studies).logits is None
+        assert collate([s.features for s in studies]).logits is None
 
 
 def test_a_batch_does_not_share_memory_with_the_studies():
     """What is done to a batch is not done to the studies, which the next epoch needs."""
     study = numbered("a", 3)
     batch = collate_labelled([study])
-    for tensor in (batch.features, batch.positions_mm, batch.targets, batch.base_logits):
+    for tensor in (batch.features, batch.positions_mm, batch.targets, batch.logits):
         tensor.fill_(-1)
     assert numbers_of(study) == [0, 1, 2]
 
@@ -150,19 +156,6 @@ def test_batches_hold_every_study_once_in_order(lengths, size):
     assert all(1 <= len(batch.lengths) <= size for batch in cut)
 
 
-@given(start=st.floats(-500, 500), steps=st.lists(st.sampled_from([0.0, 0.625, 2.5, 5.0]), max_size=11))
-@quick
-def test_relative_positions_run_from_feet_to_head(start, steps):
-    """The first slice lies at 0, the last at 1, the others in proportion; all at 0.5 where they share one place."""
-    mm = start + np.cumsum([0.0, *steps])
-    told = relative_positions(mm)
-    if mm[-1] == mm[0]:
-        assert told.tolist() == [0.5] * len(mm)
-    else:
-        assert told == pytest.approx([(x - mm[0]) / (mm[-1] - mm[0]) for x in mm])
-        assert (told[0], told[-1]) == (0, 1)
-
-
 # Labels
 
 
@@ -171,12 +164,13 @@ def store_and_labels(make_study, write_store, tmp_path_factory):
     """A store of five studies, and rows of labels (UID, six values) for all their slices, shuffled."""
     root = tmp_path_factory.mktemp("labelled")
     studies = [make_study(f"1.2.{i}", n) for i, n in enumerate([4, 1, 7, 12, 3])]
+    return open_store(write_store(root, studies)), random_labels([uid for s in studies for uid in s.sop_uids])
+
+
+def random_labels(uids: list[str]) -> dict[str, list[int]]:
     rng = np.random.default_rng(0)
-    rows = {}
-    for uid in (u for s in studies for u in s.sop_uids):
-        subtypes = rng.integers(0, 2, K - 1).tolist()
-        rows[uid] = [*subtypes, max(subtypes)]
-    return open_store(write_store(root, studies)), rows
+    subtypes = [rng.integers(0, 2, K - 1).tolist() for _ in uids]
+    return {uid: [*row, max(row)] for uid, row in zip(uids, subtypes, strict=True)}
 
 
 def labels_file(path, rows: dict[str, list[int]], seed: int = 0):
@@ -197,18 +191,39 @@ def test_labels_follow_the_slice_and_not_the_line(store_and_labels, tmp_path, se
     for study in labelled:
         assert study.targets.dtype == np.uint8
         assert study.targets.tolist() == [rows[uid] for uid in study.features.sop_uids]
-        assert study.base_logits is None
-        assert np.array_equal(study.features.features, store.read(study.features.study_uid).features)
+        assert study.features.logits is None
+    for study, stored in zip(labelled, store, strict=True):
+        assert np.array_equal(study.features.features, stored.features)
 
 
 def test_a_study_with_one_unlabelled_slice_is_left_out_and_named(store_and_labels, tmp_path):
     """A hole in the truth of a study costs that study, no other, and its UID is told."""
     store, rows = store_and_labels
-    holes = {store.read(uid).sop_uids[-1] for uid in ("1.2.1", "1.2.3")}
+    holes = {study.sop_uids[-1] for study in store if study.study_uid in ("1.2.1", "1.2.3")}
     kept = {uid: row for uid, row in rows.items() if uid not in holes}
     labelled, unlabelled = label_studies(store, labels_file(tmp_path / "labels.csv", kept))
     assert unlabelled == ["1.2.1", "1.2.3"]
     assert [s.features.study_uid for s in labelled] == ["1.2.0", "1.2.2", "1.2.4"]
+
+
+def test_a_study_of_several_networks_is_labelled_once(make_study, write_store, headed_encoders, tmp_path):
+    """Networks take turns from study to study; each study comes once, with its logits and the labels of its slices."""
+    names = [f"1.2.{i}" for i in range(4)]
+    views = {(n, k): make_study(n, 3 + i, network=k, logits=True) for i, n in enumerate(names) for k in range(2)}
+    store = open_store(write_store(tmp_path / "store", views.values(), encoders=dict(enumerate(headed_encoders))))
+    rows = random_labels([uid for name in names for uid in views[name, 0].sop_uids])
+    labelled, unlabelled = label_studies(store, labels_file(tmp_path / "labels.csv", rows))
+    assert unlabelled == []
+    assert [(s.features.study_uid, s.features.network) for s in labelled] == list(zip(names, [0, 1, 0, 1], strict=True))
+    for study in labelled:
+        view = views[study.features.study_uid, study.features.network]
+        assert np.array_equal(study.features.features, view.features)
+        assert np.array_equal(study.features.logits, view.logits)
+        assert study.targets.tolist() == [rows[uid] for uid in view.sop_uids]
+    hole = {uid: row for uid, row in rows.items() if uid != views["1.2.2", 0].sop_uids[0]}
+    labelled, unlabelled = label_studies(store, labels_file(tmp_path / "fewer.csv", hole))
+    assert unlabelled == ["1.2.2"]
+    assert [s.features.network for s in labelled] == [0, 1, 1]  # the others are given by the networks as before
 
 
 def test_labels_of_other_slices_do_no_harm(store_and_labels, tmp_path):
@@ -249,6 +264,7 @@ def test_whatever_is_done_to_a_study_its_rows_stay_whole_and_ascend(lengths, see
         assert study.features.patient_key == before.features.patient_key
         assert study.features.features.dtype == np.float16
         assert study.features.positions_mm.dtype == np.float64
+        assert study.features.logits.dtype == np.float32
     assert [numbers_of(s) for s in studies] == [list(range(n)) for n in lengths]  # the originals are as they were
 
 
@@ -315,5 +331,5 @@ def test_probabilities_are_kept():
 def test_studies_without_base_logits_are_varied_as_well():
     """Base logits are optional: without them nothing else changes."""
     (study,) = vary([numbered("s", 20, base=False)], thin=1, reverse=1)
-    assert study.base_logits is None
+    assert study.features.logits is None
     assert len(numbers_of(study)) == 10

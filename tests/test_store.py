@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +22,20 @@ from safetensors.numpy import save
 
 from ich_seq import ArtefactError, UsageError
 from ich_seq.files import PARTIAL, sha256_file, short_hash
+from ich_seq.labels import LABELS
 from ich_seq.reasons import Reason, Unused, unused_csv
 from ich_seq.store import (
-    ENCODER,
     JOURNAL,
     MANIFEST,
     REJECTED,
     SCHEMA,
     STUDIES,
+    FeatureStore,
     StoreWriter,
     StudyFeatures,
     decode_study,
     encode_study,
+    encoder_file,
     open_store,
 )
 
@@ -39,6 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FINGERPRINT = "0123456789abcdef"
 GEOMETRY = {"spacing_mm": 5.0, "zones": 2, "tilt_deg": 0.1 + 0.2}
 KILLS = 10
+ENCODER, K = encoder_file(0), len(LABELS)
+WEIGHTS = b"weights of the encoder"
 HERE = Path("a.safetensors")
 
 # Forks children that grow a store and kills them; started afresh, so that forking finds no threads.
@@ -46,23 +52,28 @@ KILLER = f"""
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from ich_seq.store import ENCODER, StoreWriter, StudyFeatures
+from ich_seq.store import StoreWriter, StudyFeatures, encoder_file
 root, kills, studies = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+rows = [(i, k) for i in range(studies) for k in range(2 - i % 2)]  # two networks for every second study
+encoders = [encoder_file(k) for k in range(2)]
 
-def study(i):
-    rng = np.random.default_rng(i)
+def study(i, k):
+    rng = np.random.default_rng([i, k])
     n = 1 + i % 12
     return StudyFeatures(
-        study_uid=f"1.2.{{i}}", patient_key=f"p{{i // 2}}", sop_uids=tuple(f"1.2.{{i}}.{{k}}" for k in range(n)),
-        positions_mm=rng.normal(size=n).cumsum(), features=rng.normal(size=(n, 64)).astype(np.float16))
+        study_uid=f"1.2.{{i}}", patient_key=f"p{{i // 2}}", sop_uids=tuple(f"1.2.{{i}}.{{s}}" for s in range(n)),
+        positions_mm=rng.normal(size=n).cumsum(), features=rng.normal(size=(n, 64)).astype(np.float16),
+        logits=rng.normal(size=(n, {K})).astype(np.float32), network=k)
 
 def grow():
     writer = StoreWriter(root, "{FINGERPRINT}")
-    (root / ENCODER).write_bytes(b"weights")
-    for i in range(studies):
-        if not writer.has(f"key{{i}}"):
-            writer.add(f"key{{i}}", study(i), {{"zones": i % 3, "spacing_mm": i / 7, "age": i}}, whole=True)
-    writer.close([f"key{{i}}" for i in range(studies)], b"file\\n", {{"facts": [1, 2]}})
+    for name in encoders:
+        (root / name).write_bytes(b"weights")
+    for i, k in rows:
+        if not writer.has(f"key{{i}} {{k}}"):
+            geometry = {{"zones": i % 3, "spacing_mm": i / 7, "age": i}}
+            writer.add(f"key{{i}} {{k}}", study(i, k), geometry, whole=True, in_sample=i % 5 == 0)
+    writer.close([f"key{{i}} {{k}}" for i, k in rows], b"file\\n", encoders, {{"facts": [1, 2]}})
 
 wait = random.Random(0)
 for _ in range(kills):
@@ -78,40 +89,68 @@ grow()
 """
 
 
-def study_of(uid: str, slices: int = 3, seed: int = 0, dim: int = 16) -> StudyFeatures:
-    rng = np.random.default_rng([seed, slices])
+def study_of(
+    uid: str, slices: int = 3, seed: int = 0, dim: int = 16, *, network: int = 0, logits: bool = False
+) -> StudyFeatures:
+    """A study of random numbers; networks make other ones of the same slices."""
+    rng = np.random.default_rng([seed, slices, *([network] if network else [])])
     return StudyFeatures(
         study_uid=uid,
         patient_key=f"patient of {uid}",
         sop_uids=tuple(f"{uid}.{i}" for i in range(slices)),
-        positions_mm=rng.normal(size=slices).cumsum(),
+        positions_mm=np.random.default_rng([seed, slices]).normal(size=slices).cumsum(),
         features=rng.normal(size=(slices, dim)).astype(np.float16),
+        logits=rng.normal(size=(slices, K)).astype(np.float32) if logits else None,
+        network=network,
     )
 
 
 def assert_equal(a: StudyFeatures, b: StudyFeatures) -> None:
-    assert (a.study_uid, a.patient_key, a.sop_uids) == (b.study_uid, b.patient_key, b.sop_uids)
-    for x, y in ((a.features, b.features), (a.positions_mm, b.positions_mm)):
+    assert (a.study_uid, a.patient_key, a.sop_uids, a.network) == (b.study_uid, b.patient_key, b.sop_uids, b.network)
+    assert (a.logits is None) == (b.logits is None)
+    logits = [] if a.logits is None else [(a.logits, b.logits)]
+    for x, y in ((a.features, b.features), (a.positions_mm, b.positions_mm), *logits):
         assert x.dtype == y.dtype
         assert x.shape == y.shape
         assert x.tobytes() == y.tobytes()
 
 
-def grown(root: Path, studies: list[StudyFeatures], fingerprint: str = FINGERPRINT) -> StoreWriter:
-    """Add studies under their UIDs as keys, those that are missing, as extraction does."""
+def key_of(study: StudyFeatures) -> str:
+    return study.study_uid if not study.network else f"{study.study_uid} {study.network}"
+
+
+def grown(
+    root: Path, studies: list[StudyFeatures], fingerprint: str = FINGERPRINT, in_sample: Sequence[str] = ()
+) -> StoreWriter:
+    """Add studies under their UIDs (and network) as keys, those that are missing, as extraction does."""
     root.mkdir(parents=True, exist_ok=True)
     writer = StoreWriter(root, fingerprint)
     for study in studies:
-        if not writer.has(study.study_uid):
-            writer.add(study.study_uid, study, GEOMETRY, whole=True)
+        if not writer.has(key_of(study)):
+            writer.add(key_of(study), study, GEOMETRY, whole=True, in_sample=study.study_uid in in_sample)
     return writer
 
 
-def closed(root: Path, studies: list[StudyFeatures], fingerprint: str = FINGERPRINT) -> Path:
-    writer = grown(root, studies, fingerprint)
-    (root / ENCODER).write_bytes(b"weights")
-    writer.close([s.study_uid for s in studies], unused_csv([]), {"counts": {"files": 9}})
-    return root
+def finish(writer: StoreWriter, keys: list[str], networks: int = 1, facts: object = ()) -> Path:
+    """Put encoders beside the studies and close the store."""
+    encoders = [encoder_file(k) for k in range(networks)]
+    for name in encoders:
+        (writer.root / name).write_bytes(WEIGHTS)
+    writer.close(keys, unused_csv([]), encoders, dict(facts))
+    return writer.root
+
+
+def closed(
+    root: Path, studies: list[StudyFeatures], fingerprint: str = FINGERPRINT, in_sample: Sequence[str] = ()
+) -> Path:
+    writer, networks = grown(root, studies, fingerprint, in_sample), max(s.network for s in studies) + 1
+    return finish(writer, [key_of(s) for s in studies], networks, {"counts": {"files": 9}})
+
+
+def found(store: FeatureStore, uid: str) -> StudyFeatures:
+    """Return the one study of this UID that the store gives."""
+    (study,) = [s for s in store if s.study_uid == uid]
+    return study
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -124,8 +163,8 @@ def flip(path: Path, at: int = -1) -> None:
     path.write_bytes(data)
 
 
-def file_of(root: Path, uid: str) -> Path:
-    return root / f"{short_hash(uid)}.safetensors"
+def file_of(root: Path, uid: str, network: int = 0) -> Path:
+    return root / f"{short_hash(f'{uid} {network}')}.safetensors"
 
 
 # One study, there and back
@@ -134,30 +173,34 @@ text = st.text(max_size=20)
 features = st_numpy.arrays(np.float16, st.tuples(st.integers(0, 12), st.integers(1, 16)))
 
 
-@given(rows=features, uid=text, patient=text, data=st.data())
+@given(rows=features, uid=text, patient=text, network=st.integers(0, 9), with_logits=st.booleans(), data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_a_study_comes_back_bit_for_bit(rows, uid, patient, data):
+def test_a_study_comes_back_bit_for_bit(rows, uid, patient, network, with_logits, data):
     """Whatever the numbers (NaN, infinities, -0) and names, encoding and decoding returns them exactly."""
     n = len(rows)
+    logits = data.draw(st_numpy.arrays(np.float32, (n, K))) if with_logits else None
     study = StudyFeatures(
         study_uid=uid,
         patient_key=patient,
         sop_uids=tuple(data.draw(st.lists(text, min_size=n, max_size=n))),
         positions_mm=data.draw(st_numpy.arrays(np.float64, n)),
         features=rows,
+        logits=logits,
+        network=network,
     )
     assert_equal(decode_study(encode_study(study), HERE), study)
 
 
 def test_equal_studies_give_equal_bytes():
     """The same numbers give the same file, however they lie in memory."""
-    study = study_of("1.2", 5)
-    in_columns = replace(study, features=np.asfortranarray(study.features))
+    study = study_of("1.2", 5, logits=True)
+    in_columns = replace(study, features=np.asfortranarray(study.features), logits=np.asfortranarray(study.logits))
     spread = replace(study, positions_mm=np.repeat(study.positions_mm, 2)[::2])
-    for other in (study_of("1.2", 5), in_columns, spread):
+    for other in (study_of("1.2", 5, logits=True), in_columns, spread):
         assert encode_study(other) == encode_study(study)
         assert_equal(decode_study(encode_study(other), HERE), study)
-    assert encode_study(replace(study, patient_key="another")) != encode_study(study)
+    for change in ({"patient_key": "another"}, {"network": 1}, {"logits": None}, {"logits": study.logits + 1}):
+        assert encode_study(replace(study, **change)) != encode_study(study)
 
 
 def test_a_study_has_the_same_bytes_in_another_process():
@@ -165,7 +208,8 @@ def test_a_study_has_the_same_bytes_in_another_process():
     code = (
         "import numpy as np, hashlib; from ich_seq.store import *;"
         "print(hashlib.sha256(encode_study(StudyFeatures(study_uid='1.2', patient_key='p', sop_uids=('b', 'a'),"
-        "positions_mm=np.arange(2.0), features=np.ones((2, 3), np.float16)))).hexdigest())"
+        "positions_mm=np.arange(2.0), features=np.ones((2, 3), np.float16), logits=np.ones((2, 6), np.float32),"
+        "network=1))).hexdigest())"
     )
     command = [sys.executable, "-c", code]
     runs = [
@@ -181,7 +225,7 @@ def test_a_study_has_the_same_bytes_in_another_process():
 @settings(deadline=None, max_examples=40)
 def test_a_truncated_study_file_is_refused(cut):
     """A file cut anywhere is an ArtefactError that names it, never half a study."""
-    data = encode_study(study_of("1.2"))
+    data = encode_study(study_of("1.2", logits=True))
     with pytest.raises(ArtefactError, match=str(HERE)):
         decode_study(data[: int(len(data) * cut)], HERE)
 
@@ -193,10 +237,14 @@ def test_a_truncated_study_file_is_refused(cut):
         b"not a feature file",
         save({"features": np.ones((2, 3), np.float16), "positions_mm": np.ones(2)}),
         save({"features": np.ones((2, 3), np.float16)}, metadata={"ich_seq": '{"study_uid": "1"}'}),
+        save(
+            {"features": np.ones((1, 3), np.float16), "positions_mm": np.ones(1)},
+            metadata={"ich_seq": '{"study_uid": "1", "patient_key": "p", "sop_uids": ["1.1"]}'},
+        ),
         save({"weight": np.ones(3)}, metadata={"ich_seq": "no json"}),
         save({"weight": np.ones(3)}, metadata={"ich_seq": "[]"}),
     ],
-    ids=["empty", "text", "no metadata", "no positions", "no json", "no names"],
+    ids=["empty", "text", "no metadata", "no positions", "no network", "no json", "no names"],
 )
 def test_a_file_of_another_kind_is_refused(data):
     """A safetensors file that is no study's, or no safetensors file, is an ArtefactError with the remedy."""
@@ -204,12 +252,16 @@ def test_a_file_of_another_kind_is_refused(data):
         decode_study(data, HERE)
 
 
-@pytest.mark.parametrize("part", ["features", "positions_mm", "sop_uids"])
-def test_parts_of_different_length_are_refused(part):
-    """Rows without a name or names without a row are never guessed at."""
-    study = study_of("1.2", 4)
-    with pytest.raises(ArtefactError, match="differ in number"):
-        decode_study(encode_study(replace(study, **{part: getattr(study, part)[:-1]})), HERE)
+@pytest.mark.parametrize("part", ["features", "positions_mm", "sop_uids", "logits"])
+@pytest.mark.parametrize("logits", [False, True], ids=["no head", "head"])
+def test_parts_of_different_length_are_refused(part, logits):
+    """Rows without a name, names without a row and logits of fewer or more slices are never guessed at."""
+    study = study_of("1.2", 4, logits=logits or part == "logits")
+    rows = getattr(study, part)
+    longer = (*rows, "1.2.9") if part == "sop_uids" else np.concatenate([rows, rows[:1]])
+    for other in (rows[:-1], rows[:0], longer):
+        with pytest.raises(ArtefactError, match="differ in number"):
+            decode_study(encode_study(replace(study, **{part: other})), HERE)
 
 
 # A store that grows
@@ -222,7 +274,7 @@ def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(tmp_path):
         root.mkdir()
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", KILLER, str(root), str(kills), "150"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", KILLER, str(root), str(kills), "100"], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         for root, kills in ((peace, 0), (war, KILLS))
     ]
@@ -234,7 +286,8 @@ def test_a_killed_run_is_taken_up_and_ends_in_the_same_bytes(tmp_path):
     expected, found = contents(peace), contents(war)
     assert found.keys() - expected.keys() <= {name for name in found if name.endswith(PARTIAL)}
     assert [name for name in expected if found.get(name) != expected[name]] == []
-    assert len(open_store(war)) == 150
+    store = open_store(war)
+    assert (len(store), len(store.studies)) == (100, 150)
 
 
 def test_a_resumed_store_is_that_of_one_run(tmp_path):
@@ -252,9 +305,8 @@ def test_a_study_is_known_by_the_key_of_its_files(tmp_path):
     assert writer.has("1.2")
     assert not writer.has("other files")
     writer.add("other files", study_of("1.2", 5), GEOMETRY, whole=True)
-    (tmp_path / ENCODER).write_bytes(b"weights")
-    writer.close(["other files"], unused_csv([]), {})
-    assert len(open_store(tmp_path).read("1.2").sop_uids) == 5
+    finish(writer, ["other files"])
+    assert len(found(open_store(tmp_path), "1.2").sop_uids) == 5
 
 
 def test_a_replaced_study_is_not_taken_up_under_its_old_key(tmp_path):
@@ -319,7 +371,7 @@ def test_a_study_file_that_is_not_as_journalled_is_made_again(tmp_path, harm):
     assert writer.has("1.3")
     closed(tmp_path, studies)
     assert contents(tmp_path)[path.name] == whole[path.name]
-    assert_equal(open_store(tmp_path).read("1.2"), studies[0])
+    assert_equal(found(open_store(tmp_path), "1.2"), studies[0])
 
 
 def test_what_another_encoder_made_is_not_taken_up(tmp_path):
@@ -337,11 +389,9 @@ def test_a_study_that_lost_slices_is_in_the_store_but_tried_again(tmp_path):
     writer = grown(tmp_path, [study_of("1.2")])
     writer.add("lost", study_of("1.3", 2), GEOMETRY, whole=False)
     assert not StoreWriter(shutil.copytree(tmp_path, tmp_path / "cut off"), FINGERPRINT).has("lost")
-    (tmp_path / ENCODER).write_bytes(b"weights")
-    writer.close(["1.2", "lost"], unused_csv([]), {})
-    store = open_store(tmp_path)
+    store = open_store(finish(writer, ["1.2", "lost"]))
     assert dict(zip(store.studies["study_uid"], store.studies["whole"], strict=True)) == {"1.2": True, "1.3": False}
-    assert_equal(store.read("1.3"), study_of("1.3", 2))
+    assert_equal(found(store, "1.3"), study_of("1.3", 2))
     again = StoreWriter(tmp_path, FINGERPRINT)
     assert again.has("1.2")
     assert not again.has("lost")
@@ -386,7 +436,7 @@ def test_names_on_disk_tell_nothing(tmp_path):
     closed(tmp_path, [study_of("../../etc/passwd"), study_of("1.2/3\n")])
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     assert all(set(p.stem) <= set("0123456789abcdef") for p in tmp_path.glob("*.safetensors") if p.name != ENCODER)
-    assert_equal(open_store(tmp_path).read("../../etc/passwd"), study_of("../../etc/passwd"))
+    assert_equal(found(open_store(tmp_path), "../../etc/passwd"), study_of("../../etc/passwd"))
 
 
 # A store that is read
@@ -397,12 +447,12 @@ def store(tmp_path) -> Path:
     return closed(tmp_path / "store", [study_of(f"1.2.{i}", i + 1, seed=i) for i in range(4)])
 
 
-def test_rows_are_found_by_uid(store):
-    """Each study is read by its UID and iterated in the order of the index, geometry beside it."""
+def test_studies_come_in_the_order_of_the_index(store):
+    """Each study is read as it was written, under its UID, in the order of the index, geometry beside it."""
     opened = open_store(store)
     assert len(opened) == 4
-    for i in (2, 0, 3, 1):
-        assert_equal(opened.read(f"1.2.{i}"), study_of(f"1.2.{i}", i + 1, seed=i))
+    for i, study in enumerate(opened):
+        assert_equal(study, study_of(f"1.2.{i}", i + 1, seed=i))
     assert [s.study_uid for s in opened] == opened.studies["study_uid"].tolist() == [f"1.2.{i}" for i in range(4)]
     assert opened.studies["slices"].tolist() == [1, 2, 3, 4]
     assert opened.studies["patient_key"].tolist() == [f"patient of 1.2.{i}" for i in range(4)]
@@ -416,12 +466,10 @@ def test_a_shuffled_index_changes_nothing_but_the_order(tmp_path):
     """The order in which studies were added is not the identity of their rows."""
     studies = [study_of(f"1.2.{i}", i + 1, seed=i) for i in range(4)]
     writer = grown(tmp_path, studies[::-1])
-    (tmp_path / ENCODER).write_bytes(b"weights")
-    writer.close([s.study_uid for s in studies], unused_csv([]), {})
-    opened = open_store(tmp_path)
+    opened = open_store(finish(writer, [s.study_uid for s in studies]))
     assert [s.study_uid for s in opened] == [s.study_uid for s in studies]
-    for study in studies:
-        assert_equal(opened.read(study.study_uid), study)
+    for stored, study in zip(opened, studies, strict=True):
+        assert_equal(stored, study)
 
 
 def test_the_manifest_holds_the_hashes_of_what_lies_beside_it(store):
@@ -451,23 +499,23 @@ def test_a_store_that_is_regrown_is_not_whole_until_it_is_closed(store):
     assert not (store / MANIFEST).exists()
     with pytest.raises(UsageError, match=r"run extract-features again"):
         open_store(store)
-    writer.close([f"1.2.{i}" for i in range(4)], unused_csv([]), {"counts": {"files": 9}})
+    writer.close([f"1.2.{i}" for i in range(4)], unused_csv([]), [ENCODER], {"counts": {"files": 9}})
     assert contents(store) == whole
     assert len(open_store(store)) == 4
 
 
-@pytest.mark.parametrize("name", [STUDIES, REJECTED])
+@pytest.mark.parametrize("name", [STUDIES, REJECTED, ENCODER])
 @pytest.mark.parametrize("at", [0, 20, -1])
-def test_a_flipped_byte_in_a_table_is_refused(store, name, at):
-    """A changed index or list of rejected files is found when the store is opened, and named."""
+def test_a_flipped_byte_in_a_table_or_the_encoder_is_refused(store, name, at):
+    """A changed index, list of rejected files or encoder is found when the store is opened, and named."""
     flip(store / name, at)
     with pytest.raises(ArtefactError, match=name):
         open_store(store)
 
 
-@pytest.mark.parametrize("name", [STUDIES, REJECTED])
-def test_a_table_that_is_gone_is_refused(store, name):
-    """A missing table is named, with the remedy."""
+@pytest.mark.parametrize("name", [STUDIES, REJECTED, ENCODER])
+def test_a_table_or_an_encoder_that_is_gone_is_refused(store, name):
+    """A missing table or encoder is named, with the remedy."""
     (store / name).unlink()
     with pytest.raises(ArtefactError, match=name):
         open_store(store)
@@ -481,15 +529,18 @@ def test_a_table_that_is_gone_is_refused(store, name):
         "[]",
         "{}",
         "null",
-        '{"schema": "ich-seq features 2"}',
+        '{"schema": "ich-seq features 1"}',
+        '{"schema": "ich-seq features 3"}',
         '{"schema": "ich-seq bundle 1"}',
         json.dumps({"schema": SCHEMA}),
         json.dumps({"schema": SCHEMA, "files": {}}),
         json.dumps({"schema": SCHEMA, "files": []}),
+        json.dumps({"schema": SCHEMA, "files": {STUDIES: "0" * 64, REJECTED: "0" * 64}}),
+        json.dumps({"schema": SCHEMA, "files": {STUDIES: "0" * 64, ENCODER: "0" * 64}}),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(store, text):
-    """No JSON, another schema, or a manifest that does not vouch for the index: an ArtefactError that names it."""
+    """No JSON, another schema, or no word on the tables or any encoder: an ArtefactError that names the manifest."""
     (store / MANIFEST).write_text(text)
     with pytest.raises(ArtefactError, match=MANIFEST):
         open_store(store)
@@ -497,14 +548,14 @@ def test_a_manifest_of_another_kind_is_refused(store, text):
 
 @pytest.mark.parametrize("at", [0, 9, 60, -1])
 def test_a_study_whose_bytes_were_changed_is_refused(store, at):
-    """One flipped bit in a study's file, names or numbers, is found when it is read, by UID or in turn."""
-    flip(file_of(store, "1.2.2"), at)
+    """One flipped bit in a study's file, names or numbers, is found when its turn comes, and no sooner."""
+    path = file_of(store, "1.2.2")
+    flip(path, at)
     opened = open_store(store)
-    with pytest.raises(ArtefactError, match="SHA-256"):
-        opened.read("1.2.2")
-    with pytest.raises(ArtefactError, match="SHA-256"):
+    before = list(islice(opened, 2))
+    assert_equal(before[1], study_of("1.2.1", 2, seed=1))
+    with pytest.raises(ArtefactError, match=rf"{path.name}.*SHA-256"):
         list(opened)
-    assert_equal(opened.read("1.2.1"), study_of("1.2.1", 2, seed=1))
 
 
 def test_exchanged_study_files_are_refused(store):
@@ -514,14 +565,14 @@ def test_exchanged_study_files_are_refused(store):
     a.write_bytes(b.read_bytes())
     b.write_bytes(data)
     with pytest.raises(ArtefactError, match="SHA-256"):
-        open_store(store).read("1.2.0")
+        next(iter(open_store(store)))
 
 
 def test_a_study_file_that_is_gone_is_refused(store):
     """A missing study file is named, with the remedy."""
     file_of(store, "1.2.0").unlink()
     with pytest.raises(ArtefactError, match="extract the features again"):
-        open_store(store).read("1.2.0")
+        next(iter(open_store(store)))
 
 
 def test_the_list_of_unused_files_tells_fate_and_reason():
@@ -534,3 +585,104 @@ def test_the_list_of_unused_files_tells_fate_and_reason():
         b"slice-\xff.dcm,rejected,decode,Broken.,1.2.3\n"
     )
     assert unused_csv([]) == b"file,fate,reason,detail,study_uid\n"
+
+
+# A store of several networks
+
+
+networks_of_studies = st.lists(st.sets(st.integers(0, 3), min_size=1).map(sorted), min_size=1, max_size=8)
+
+
+@given(networks=networks_of_studies, data=st.data())
+@settings(deadline=None, max_examples=12)
+def test_each_study_comes_once_and_its_networks_take_turns(tmp_path_factory, networks, data):
+    """Whichever networks embedded which study, the i-th study is given by its i-th network, round and round."""
+    rows = [
+        study_of(f"1.2.{i}", 1 + i, seed=i, network=network, logits=True)
+        for i, own in enumerate(networks)
+        for network in own
+    ]
+    known = data.draw(st.sets(st.sampled_from(sorted({s.study_uid for s in rows}))))
+    store = open_store(closed(tmp_path_factory.mktemp("turns"), rows, in_sample=known))
+    assert (len(store), len(store.studies)) == (len(networks), len(rows))
+    expected = [(f"1.2.{i}", own[i % len(own)]) for i, own in enumerate(networks)]
+    assert [(s.study_uid, s.network) for s in store] == expected
+    for study in store:
+        i = int(study.study_uid.rpartition(".")[2])
+        assert_equal(study, study_of(study.study_uid, 1 + i, seed=i, network=study.network, logits=True))
+    assert store.in_sample() == sorted(known)
+
+
+def test_every_network_is_seen_in_a_store_of_studies_that_all_embedded(tmp_path):
+    """Of six studies that three networks embedded each network gives two: what learns from them sees all three."""
+    rows = [study_of(f"1.2.{i}", network=network) for i in range(6) for network in range(3)]
+    assert [s.network for s in open_store(closed(tmp_path, rows))] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_index_has_a_row_a_study_and_network(tmp_path):
+    """Study, network, in-sample mark and file stand row by row; the networks of a study have files of their own."""
+    rows = [study_of("1.2", 3, network=network, logits=True) for network in (0, 2)] + [study_of("1.3", 2, network=1)]
+    store = open_store(closed(tmp_path, rows, in_sample=["1.3"]))
+    table = store.studies
+    assert list(zip(table["study_uid"], table["network"], table["in_sample"], strict=True)) == [
+        ("1.2", 0, False),
+        ("1.2", 2, False),
+        ("1.3", 1, True),
+    ]
+    assert table["in_sample"].dtype == bool
+    assert table["file"].tolist() == [file_of(tmp_path, s.study_uid, s.network).name for s in rows]
+    for file, study in zip(table["file"], rows, strict=True):
+        assert_equal(decode_study((tmp_path / file).read_bytes(), HERE), study)
+    assert store.in_sample() == ["1.3"]
+
+
+def test_an_in_sample_study_of_several_networks_is_named_once(tmp_path):
+    """What is listed are studies, sorted, not rows; where no row is marked nothing is listed."""
+    rows = [study_of(uid, network=network) for uid in ("1.9", "1.2", "1.5") for network in range(3)]
+    assert open_store(closed(tmp_path / "known", rows, in_sample=["1.9", "1.2"])).in_sample() == ["1.2", "1.9"]
+    assert open_store(closed(tmp_path / "unknown", rows)).in_sample() == []
+
+
+def test_a_mark_survives_an_interruption(tmp_path):
+    """Rows taken up from the journal keep their mark: the store's bytes are those of a run in one go."""
+    rows = [study_of(f"1.2.{i}", network=network, logits=True) for i in range(3) for network in range(2)]
+    known = ["1.2.0", "1.2.2"]
+    once = contents(closed(tmp_path / "once", rows, in_sample=known))
+    grown(tmp_path / "twice", rows[:3], in_sample=known)
+    assert contents(closed(tmp_path / "twice", rows, in_sample=known)) == once
+    assert open_store(tmp_path / "twice").in_sample() == known
+
+
+def test_a_network_that_is_missing_is_one_row_that_is_missing(tmp_path):
+    """Cut off between two networks of a study, the journal knows the first row and not the second."""
+    first, second = (study_of("1.2", network=network) for network in range(2))
+    writer = grown(tmp_path, [first])
+    assert (writer.has(key_of(first)), writer.has(key_of(second))) == (True, False)
+    closed(tmp_path, [first, second])
+    again = StoreWriter(tmp_path, FINGERPRINT)
+    assert again.has(key_of(first))
+    assert again.has(key_of(second))
+
+
+def test_a_network_that_no_longer_embeds_a_study_leaves_the_folder(tmp_path):
+    """A row that is not among those of the run is removed with its file; the study's other network stays."""
+    rows = [study_of("1.2", network=network) for network in range(2)]
+    closed(tmp_path, rows)
+    closed(tmp_path, rows[1:])
+    assert not file_of(tmp_path, "1.2", 0).exists()
+    assert [s.network for s in open_store(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("network", range(3))
+def test_any_encoder_that_was_changed_or_is_gone_is_refused(tmp_path, network):
+    """The manifest vouches for every encoder: each one changed, or missing, is named when the store is opened."""
+    root = closed(tmp_path, [study_of("1.2", network=network) for network in range(3)])
+    manifest = json.loads((root / MANIFEST).read_text())
+    assert manifest["files"].keys() == {STUDIES, REJECTED, *(encoder_file(k) for k in range(3))}
+    path = root / encoder_file(network)
+    flip(path)
+    with pytest.raises(ArtefactError, match=path.name):
+        open_store(root)
+    path.unlink()
+    with pytest.raises(ArtefactError, match=path.name):
+        open_store(root)

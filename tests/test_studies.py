@@ -21,8 +21,8 @@ from pydicom import dcmread
 
 from ich_seq import NothingUsableError, UsageError, phantom
 from ich_seq.dicom import SliceHeader
-from ich_seq.reasons import Reason
-from ich_seq.studies import Findings, Geometry, Study, describe, find_studies, group_studies, order_slices
+from ich_seq.reasons import EXCLUDED, Reason, Unused
+from ich_seq.studies import Findings, Geometry, Study, account, describe, find_studies, group_studies, order_slices
 
 HEAD_FIRST = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 LYING = {
@@ -482,6 +482,25 @@ def test_every_file_is_used_or_listed_exactly_once(write_slice, files):
     for study in findings.studies:
         assert {(h.study_uid, h.series_uid) for h in study.slices} == {(study.uid, study.series_uid)}
         assert all(a <= b for a, b in pairwise(study.positions_mm))
+
+
+verdicts = st.lists(st.sampled_from(list(Reason)), max_size=8)
+
+
+@given(found=verdicts, later=verdicts, used=st.integers(0, 20), data=st.data())
+@settings(deadline=None, max_examples=50)
+def test_the_account_of_a_run_adds_up(found, later, used, data):
+    """Files = used + excluded + rejected, each reason counted; what was refused later stands sorted among the rest."""
+    names = data.draw(st.permutations([f"{i:02}.dcm" for i in range(len(found) + len(later))]))
+    verdict = [Unused(name, reason, "So it is.") for name, reason in zip(names, [*found, *later], strict=True)]
+    files = used + len(verdict)
+    unused, counts = account(Findings((), tuple(verdict[: len(found)]), files), verdict[len(found) :])
+    assert unused == sorted(verdict, key=lambda u: u.file)
+    assert (counts.files, counts.used) == (files, used)
+    assert counts.excluded == sum(reason in EXCLUDED for reason in (*found, *later))
+    assert counts.rejected == len(verdict) - counts.excluded
+    assert counts.reasons == {str(reason): n for reason, n in Counter([*found, *later]).items()}
+    assert list(counts.reasons) == sorted(counts.reasons)
 
 
 def test_links_pipes_and_loops_are_survived(tmp_path, write_slice):

@@ -1,0 +1,121 @@
+"""What runs the encoder: torch as it is, or OpenVINO, which is several times faster on a CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ich_seq import UsageError, windows
+from ich_seq.augmentation import move
+from ich_seq.config import Extract
+from ich_seq.devices import autocast
+from ich_seq.encoder import SliceEncoder
+
+_PLAIN = ((False, 0.0, 1.0), (True, 0.0, 1.0), (False, 10.0, 1.0), (True, -10.0, 1.0))
+VIEWS = _PLAIN + tuple((not mirrored, -angle_deg, 1.08) for mirrored, angle_deg, _ in _PLAIN)
+"""Test-time views in the order they are taken: mirrored, turned by degrees, scaled; the first is the slice itself."""
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How embeddings are computed, plain JSON values: all of it can move their last bits, `views` more than that.
+
+    `batch_size` are slices in a forward pass, `views` the versions of a slice whose embeddings are averaged.
+    """
+
+    engine: str
+    precision: str
+    views: int
+    batch_size: int
+
+    @classmethod
+    def of(cls, chosen: Extract, engine: str | None = None) -> Execution:
+        """Take what the settings say, and another engine if one is named."""
+        return cls(**chosen.model_dump() | ({"engine": engine} if engine else {}))
+
+
+class Embedded(NamedTuple):
+    """The N slices of a study after the encoder: `features` (N, D) and, if it has a head, `logits` (N, K), float32."""
+
+    features: Tensor
+    logits: Tensor | None
+
+
+class Embedder:
+    """An encoder made ready to run on a device: studies in, embeddings out."""
+
+    def __init__(self, encoder: SliceEncoder, execution: Execution, device: torch.device) -> None:
+        self.encoder, self.spec, self.execution, self.device = encoder, encoder.spec, execution, device
+        self._forward = _engine(encoder, execution, device)
+
+    @torch.inference_mode()
+    def __call__(self, hu: Tensor) -> Embedded:
+        """Embed the N sorted slices of one study, (N, S, S) HU on the CPU; the results are on the CPU.
+
+        A study is always cut into the same batches, so its embeddings depend on nothing but itself.
+        """
+        stacked = windows.with_neighbours(hu, self.spec.neighbours)
+        parts = [self._mean_over_views(part) for part in torch.split(stacked, self.execution.batch_size)]
+        features = torch.cat(parts)
+        head = self.encoder.head
+        return Embedded(features, None if head is None else head(features.to(self.device)).cpu())
+
+    def _mean_over_views(self, hu: Tensor) -> Tensor:
+        seen = [self._forward(_viewed(hu, *view)) for view in VIEWS[: self.execution.views]]
+        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(dim=0)
+
+
+def _viewed(hu: Tensor, mirrored: bool, angle_deg: float, scale: float) -> Tensor:
+    if mirrored:
+        hu = hu.flip(-1)
+    return hu if (angle_deg, scale) == (0.0, 1.0) else move(hu, angle_deg=angle_deg, scale=scale)
+
+
+def _engine(encoder: SliceEncoder, execution: Execution, device: torch.device) -> Forward:
+    if execution.engine == "openvino":
+        return _openvino(encoder, execution, device)
+    return _torch(encoder, execution, device)
+
+
+def _torch(encoder: SliceEncoder, execution: Execution, device: torch.device) -> Forward:
+    moved = encoder.to(device)
+
+    def forward(hu: Tensor) -> Tensor:
+        hu = hu.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else hu
+        with autocast(device, execution.precision):
+            embedded: Tensor = moved(hu)
+        return embedded.cpu()
+
+    return forward
+
+
+def _openvino(encoder: SliceEncoder, execution: Execution, device: torch.device) -> Forward:
+    if device.type != "cpu":
+        raise UsageError(f"--engine openvino runs on the CPU, not on {device}; add --device cpu.")
+    side, count = encoder.spec.size, len(encoder.spec.neighbours)
+    return compile_openvino(encoder, (count, side, side), execution.precision)
+
+
+def compile_openvino(module: nn.Module, shape: tuple[int, int, int], precision: str) -> Forward:
+    """Compile a module for the CPU, for batches of any size of inputs of this shape, float32 in and out.
+
+    Raises UsageError if OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        remedy = "pip install 'ich-seq[openvino]', or take --engine torch."
+        raise UsageError(f"OpenVINO is not installed: {remedy}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about sizes that are fixed here
+        graph = openvino.convert_model(module, example_input=torch.zeros(2, *shape), input=[-1, *shape])
+    hints = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(graph, "CPU", hints)
+    return lambda batch: torch.from_numpy(compiled(batch.numpy())[0].copy())

@@ -1,0 +1,268 @@
+"""Speed, measured: each figure is a ratio of medians, both sides timed in turn in one run.
+
+    python tools/bench.py extract [--arch tf_efficientnet_lite0] [--engine torch] [--precision fp32]
+    python tools/bench.py read      decode + HU + resize + windows of a slice on one core, against the naive way
+    python tools/bench.py headers   files indexed a second
+    python tools/bench.py memory    resident memory while thousands of studies are embedded
+
+`extract` times (a) our extraction from files to store, networks loaded; (b) the bare forward of the same
+network, engine, batch and precision on tensors at hand: what no extraction can beat; (c) the way the
+winners of RSNA 2019 did it: pydicom pixel_array, float windows at full size, cv2 resize, a DataLoader of
+one process a core, an eager fp32 NCHW forward. (c) runs in a process of its own, as a user's script would.
+
+Without --dicom the files are phantoms of 512 x 512, drawn once into --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from pydicom import dcmread
+
+from ich_seq import windows
+from ich_seq.config import Config
+from ich_seq.devices import autocast, choose_device, default_workers, keep_memory
+from ich_seq.engines import Embedder, compile_openvino
+from ich_seq.extraction import fill_store, open_networks
+from ich_seq.hounsfield import read_hounsfield
+from ich_seq.phantom import write_dataset
+from ich_seq.progress import silent
+from ich_seq.studies import find_studies
+
+SIZE, BATCH = 256, 32
+WINDOWS = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["extract", "read", "headers", "memory", "naive"])
+    parser.add_argument("--dicom", type=Path, help="files to read instead of phantoms")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"))
+    parser.add_argument("--arch", default="tf_efficientnet_lite0")
+    parser.add_argument("--engine", default="torch")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--studies", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    {"extract": extract, "read": read, "headers": headers, "memory": memory, "naive": naive}[chosen.what](chosen)
+
+
+def phantoms(chosen: argparse.Namespace, *, matrix: int = 512) -> Path:
+    """Return the files to read: those given, or phantoms drawn once."""
+    folder = chosen.work / f"phantoms-{matrix}-{chosen.studies}"
+    if chosen.dicom is not None:
+        return chosen.dicom
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_dataset(folder, n_studies=chosen.studies, seed=0, matrix=matrix, workers=default_workers())
+        (folder / "done").touch()
+    return folder / "dicom"
+
+
+def extract(chosen: argparse.Namespace) -> None:
+    """Print (a) ours, (b) the bare forward and (c) the naive way, slices a second, and their ratios."""
+    dicom, config = phantoms(chosen), config_of(chosen)
+    keep_memory()
+    networks = open_networks(config, choose_device(chosen.device))
+    forward = bare_forward(networks.embedders[0])
+    speeds: dict[str, list[float]] = {"a ours": [], "b bare forward": [], "c naive": []}
+    for turn in range(chosen.rounds + 1):  # the first turn warms up and does not count
+        ours = ours_once(dicom, chosen.work / "store", networks)
+        bare = bare_once(forward, max(2, ours[0] // BATCH))
+        slow = naive_once(chosen, dicom)
+        if turn:
+            for name, speed in zip(speeds, (ours[0] / ours[1], bare, slow), strict=True):
+                speeds[name].append(speed)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    a, b, c = medians.values()
+    report(chosen, medians, {"a/b": a / b, "a/c": a / c}, speeds)
+
+
+def config_of(chosen: argparse.Namespace) -> Config:
+    """Return the settings of the run: ImageNet weights where they are at hand, else random ones."""
+    weights = "imagenet" if chosen.arch == "tf_efficientnet_lite0" else "random"
+    return Config.model_validate(
+        {
+            "slices": {"size": SIZE},
+            "encoder": {"arch": chosen.arch, "weights": weights},
+            "extract": {"batch_size": BATCH, "engine": chosen.engine, "precision": chosen.precision},
+        }
+    )
+
+
+def ours_once(dicom: Path, out: Path, networks) -> tuple[int, float]:
+    """Extract everything into a new store; return the slices and the seconds."""
+    shutil.rmtree(out, ignore_errors=True)
+    began = time.perf_counter()
+    summary = fill_store(dicom, out, networks, workers=default_workers(), progress=silent)
+    return summary.counts.used, time.perf_counter() - began
+
+
+def bare_forward(embedder: Embedder) -> Callable[[], object]:
+    """Return one forward pass of the network alone, on a normalised batch that is there."""
+    network, device, chosen = embedder.encoder.network, embedder.device, embedder.execution
+    shown = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, SIZE, SIZE)).astype(np.float32))
+    if chosen.engine == "openvino":
+        compiled = compile_openvino(network, (3, SIZE, SIZE), chosen.precision)
+        return lambda: compiled(shown)
+    resident = shown.to(device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward() -> torch.Tensor:
+        with autocast(device, chosen.precision):
+            return network(resident).cpu()
+
+    return forward
+
+
+def bare_once(forward: Callable[[], object], batches: int) -> float:
+    """Return the slices a second of the network alone."""
+    return batches * BATCH / seconds(lambda: [forward() for _ in range(batches)])
+
+
+def naive_once(chosen: argparse.Namespace, dicom: Path) -> float:
+    """Return the slices a second of the naive way, in a process of its own, its start not counted."""
+    command = [
+        sys.executable,
+        __file__,
+        "naive",
+        "--dicom",
+        str(dicom),
+        "--arch",
+        chosen.arch,
+        "--device",
+        chosen.device,
+    ]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+class NaiveSlices(torch.utils.data.Dataset):
+    """Slices as most published code reads them."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.from_numpy(naive_slice(self.files[i]))
+
+
+def naive_slice(path: Path) -> np.ndarray:
+    """Read one slice: pixel_array, floats, each window at full size, then a resize each."""
+    dataset = dcmread(path)
+    hu = dataset.pixel_array.astype(np.float32) * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    channels = []
+    for level, width in WINDOWS:
+        shown = np.clip(hu, level - width / 2, level + width / 2)
+        shown = (shown - (level - width / 2)) / width
+        channels.append(cv2.resize(shown, (SIZE, SIZE)))
+    return ((np.stack(channels) - 0.5) / 0.5).astype(np.float32)
+
+
+def naive(chosen: argparse.Namespace) -> None:
+    """Print the slices a second of the naive way."""
+    import timm
+
+    device = choose_device(chosen.device)
+    network = timm.create_model(chosen.arch, pretrained=False, num_classes=0).eval().to(device)
+    files = sorted(p for p in chosen.dicom.rglob("*") if p.is_file())
+    with torch.no_grad():
+        network(torch.zeros(BATCH, 3, SIZE, SIZE, device=device))
+        began = time.perf_counter()
+        loader = torch.utils.data.DataLoader(NaiveSlices(files), batch_size=BATCH, num_workers=default_workers())
+        for batch in loader:
+            network(batch.to(device)).cpu()
+    print(len(files) / (time.perf_counter() - began))
+
+
+def read(chosen: argparse.Namespace) -> None:
+    """Print milliseconds a slice from file to windowed tensor, ours and the naive way, on one core."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    studies = find_studies(phantoms(chosen)).studies
+    headers = [h for s in studies for h in s.slices][:256]
+    ours = lambda h: windows.apply(  # noqa: E731
+        torch.from_numpy(windows.resample(read_hounsfield(h), h.spacing_mm, field_mm=250.0, size=SIZE))[None, None],
+        WINDOWS,
+    )
+    times: dict[str, list[float]] = {"ours": [], "naive": []}
+    for turn in range(chosen.rounds + 1):
+        for name, once in (("ours", ours), ("naive", lambda h: naive_slice(h.path))):
+            milliseconds = 1e3 * seconds(lambda once=once: [once(h) for h in headers]) / len(headers)
+            if turn:
+                times[name].append(milliseconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    report(chosen, medians, {"naive/ours": medians["naive"] / medians["ours"]}, times)
+
+
+def headers(chosen: argparse.Namespace) -> None:
+    """Print how many files a second are read, grouped and ordered, in a process that has loaded nothing else.
+
+    Worker processes load what their parent's script does; this one loads torch, the command line does not.
+    """
+    code = (
+        "import sys, time; from pathlib import Path; from ich_seq.studies import find_studies\n"
+        "for _ in range(int(sys.argv[3])):\n"
+        "    began = time.perf_counter(); n = find_studies(Path(sys.argv[1]), workers=int(sys.argv[2])).n_files\n"
+        "    print(n / (time.perf_counter() - began))\n"
+    )
+    command = [sys.executable, "-c", code, str(phantoms(chosen)), str(default_workers()), str(chosen.rounds + 1)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    speeds = [float(line) for line in printed.splitlines()]
+    report(chosen, {"files a second": statistics.median(speeds[1:])}, {}, {"speeds": speeds})
+
+
+def memory(chosen: argparse.Namespace) -> None:
+    """Print resident memory, MB, at tenths of a run over many small studies."""
+    dicom, config = phantoms(chosen, matrix=64), config_of(chosen)
+    keep_memory()
+    networks = open_networks(config, choose_device(chosen.device))
+    tenths: dict[str, float] = {}
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage == "embedding studies" and done * 10 % total < 10:
+            tenths[f"{done} of {total}"] = resident_mb()
+
+    shutil.rmtree(chosen.work / "store", ignore_errors=True)
+    fill_store(dicom, chosen.work / "store", networks, workers=default_workers(), progress=watch)
+    report(chosen, tenths, {}, {})
+
+
+def resident_mb() -> float:
+    """Return this process's resident memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long some work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def report(chosen: argparse.Namespace, medians: dict, ratios: dict, all_values: dict) -> None:
+    """Print the result as JSON."""
+    setting = {"what": chosen.what, "arch": chosen.arch, "engine": chosen.engine, "precision": chosen.precision}
+    rounded = {k: round(v, 3) for k, v in (medians | ratios).items()}
+    raw = {k: [round(v, 3) for v in values] for k, values in all_values.items()}
+    print(json.dumps({**setting, "cores": default_workers(), **rounded, "all": raw}))
+
+
+if __name__ == "__main__":
+    main()

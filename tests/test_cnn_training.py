@@ -19,6 +19,8 @@ import pydicom
 import pytest
 from click.testing import CliRunner, Result
 from filelock import FileLock
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import RLELossless
 
 from ich_seq import ArtefactError, OutputError, UsageError, cnn_training, figures
 from ich_seq.baselines import constant
@@ -382,45 +384,57 @@ def test_unlabelled_studies_are_named_and_left_out(phantoms, tmp_path):
 # Damaged files
 
 
+def cut_frame(path: Path) -> None:
+    """Compress a slice and cut its only frame: the header is sound, and only decoding the pixels tells."""
+    with pydicom.config.disable_value_validation():
+        dataset = pydicom.dcmread(path)
+        dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame[:200]])
+        dataset.save_as(path)
+
+
 @pytest.fixture(scope="module")
 def damaged(phantoms: PhantomSet, trained: CnnSummary, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """The same files with a labelled slice of fold 0 cut short and a file that is none."""
+    """The same files with a frame of fold 0 cut, a file of fold 1 cut short, and one that is no slice."""
     root = tmp_path_factory.mktemp("damaged")
     shutil.copytree(phantoms.dicom, root / "dicom")
-    victim = held_out(trained.out, 0).index[4]
-    path = root / "dicom" / f"{victim}.dcm"
+    broken, short = held_out(trained.out, 0).index[4], held_out(trained.out, 1).index[4]
+    cut_frame(root / "dicom" / f"{broken}.dcm")
+    path = root / "dicom" / f"{short}.dcm"
     path.write_bytes(path.read_bytes()[:-900])
     (root / "dicom" / "notes.txt").write_text("no slice")
-    return replace(phantoms, dicom=root / "dicom"), victim
+    return replace(phantoms, dicom=root / "dicom"), broken, short
 
 
-def test_a_slice_cut_short_costs_itself_only(damaged, trained, tmp_path):
-    """Exit code 3, its reason in rejected.csv, counts that add up, and every other slice predicted."""
-    phantoms, victim = damaged
+def test_a_damaged_slice_costs_itself_only(damaged, trained, tmp_path):
+    """Exit code 3, each reason in rejected.csv, counts that add up, and every other slice predicted."""
+    phantoms, broken, short = damaged
     out = tmp_path / "cnn"
     result = run(*command(phantoms, out), "--json", "--workers", 0)
     assert result.exit_code == 3
     told = json.loads(result.stdout)
     assert told["files"] == phantoms.n_files + 1
     assert told["files"] == told["used"] + told["excluded"] + told["rejected"]
-    assert (told["excluded"], told["rejected"]) == (1, 1)
-    assert told["reasons"] == {"other_file": 1, "pixel_data": 1}
+    assert (told["excluded"], told["rejected"]) == (1, 2)
+    assert told["reasons"] == {"decode": 1, "other_file": 1, "pixel_data": 1}
     listed = pd.read_csv(out / "rejected.csv", dtype=str).set_index("file")
-    assert sorted(listed.index) == sorted([f"{victim}.dcm", "notes.txt"])
-    row = listed.loc[f"{victim}.dcm"]
-    assert (row["fate"], row["reason"]) == ("rejected", "pixel_data")
-    assert row["study_uid"] in folds_of(out).query("fold == 0").index
-    assert set(held_out(trained.out, 0).index) - set(held_out(out, 0).index) == {victim}
-    assert json.loads((out / RUN).read_text())["counts"]["rejected"] == 1
+    assert sorted(listed.index) == sorted([f"{broken}.dcm", f"{short}.dcm", "notes.txt"])
+    for fold, (victim, reason) in enumerate(((broken, "decode"), (short, "pixel_data"))):
+        row = listed.loc[f"{victim}.dcm"]
+        assert (row["fate"], row["reason"]) == ("rejected", reason)
+        assert row["study_uid"] in folds_of(out).query(f"fold == {fold}").index
+        assert set(held_out(trained.out, fold).index) - set(held_out(out, fold).index) == {victim}
+    assert json.loads((out / RUN).read_text())["counts"]["rejected"] == 2
     assert "rejected.csv lists each" in result.stderr
 
 
 def test_a_slice_that_only_the_fold_held_out_has_is_reported_too(damaged, tmp_path):
     """With early stopping no training and no watching meets the fold held out; its prediction does."""
-    phantoms, victim = damaged
+    phantoms, broken, _ = damaged
     summary = train(phantoms, tmp_path / "cnn", "cnn.patience=1", "cnn.epochs=1", fold=0)
-    assert summary.counts.rejected == 1
-    assert f"{victim}.dcm,rejected,pixel_data" in (tmp_path / "cnn" / "rejected.csv").read_text()
+    assert summary.counts.rejected == 2
+    assert f"{broken}.dcm,rejected,decode" in (tmp_path / "cnn" / "rejected.csv").read_text()
 
 
 # The command

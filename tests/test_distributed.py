@@ -132,6 +132,7 @@ def test_a_group_is_joined_on_its_device_and_left_whatever_happens(monkeypatch, 
 # Two processes
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_same_after_they_met(tmp_path):
     """The first one's tensors, buffers too, and everybody's words in the order of ranks; None is a word."""
     (tmp_path / "meet.py").write_text(MEETING)

@@ -37,7 +37,7 @@ from ich_seq.fitting import (
 )
 from ich_seq.labels import LABELS, read_labels
 from ich_seq.metrics import weighted_log_loss
-from ich_seq.reasons import Reason
+from ich_seq.reasons import Reason, Unused
 from ich_seq.samples import LabelledSlices, label_slices
 from ich_seq.studies import find_studies
 from ich_seq.weights import tensor_bytes
@@ -55,6 +55,8 @@ EVERYTHING = {
     "checkpoint_minutes": 0,
 }
 """Settings under which a step depends on all that a state has to hold."""
+
+ELSEWHERE = Unused("elsewhere.dcm", Reason.DECODE, "The pixels cannot be decoded.", "1.2.3")
 
 
 class KilledError(Exception):
@@ -527,6 +529,22 @@ def test_refused_slices_outlive_a_kill(damaged, tmp_path):
     broken, _ = until_done(task, tmp_path / "broken", every=2)
     assert broken.refused == whole.refused
     assert {u.file for u in whole.refused} == victims
+
+
+class Beside(Group):
+    """A group in which another process could not read a slice of its share."""
+
+    def gather(self, part):
+        """Let the other one be heard."""
+        return [part, {ELSEWHERE}] if isinstance(part, set) else [part]
+
+
+def test_a_state_names_what_the_other_processes_could_not_read(bleeds, tmp_path):
+    """The first process writes for all; what only the others met would be lost with them."""
+    Training(task_on(bleeds, group=Beside()), encoder_of()).save(tmp_path)
+    taken_up = Training(task_on(bleeds), encoder_of())
+    taken_up.restore(tmp_path)
+    assert taken_up.refused == {ELSEWHERE}
 
 
 def test_a_part_without_any_slice_that_can_be_read_is_no_accident(damaged, tmp_path):

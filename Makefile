@@ -15,7 +15,8 @@ demo: $(READY)
 	$(VENV)/bin/ich-seq demo --out build/demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q -m "not slow"
+	$(VENV)/bin/python -m pytest -q -m "not slow" tests/test_[a-q]*.py
+	$(VENV)/bin/python -m pytest -q -m "not slow" tests/test_[r-z]*.py
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -q -m slow

@@ -41,7 +41,7 @@ from ich_seq.files import locked_folder, sha256_bytes, sha256_file, short_hash, 
 from ich_seq.fitting import Fitted, Log, SliceNetwork, Task, fit, predict_rows, steps_an_epoch
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.progress import Progress, silent
-from ich_seq.reasons import unused_csv
+from ich_seq.reasons import Unused, unused_csv
 from ich_seq.samples import LabelledSlices, label_slices
 from ich_seq.store import REJECTED
 from ich_seq.studies import Counts, Findings, account, check_input, find_studies
@@ -202,11 +202,12 @@ def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboar
         if task.group.writes:
             write_tensors(folder / ENCODER, fitted.tensors)
         task.group.wait()
-        held_out = _predict_held_out(load_encoder(spec, folder / ENCODER), task, data)
+        held_out, refused = _predict_held_out(load_encoder(spec, folder / ENCODER), task, data)
         if task.group.writes:
             write_bytes(folder / HELD_OUT, held_out)
             sha256 = sha256_bytes(held_out)
-            write_fold(out, FoldResult(task.fold, spec, fitted.curve, fitted.epoch, sha256, fitted.refused))
+            unread = tuple(sorted(refused.union(fitted.refused), key=lambda u: u.file))
+            write_fold(out, FoldResult(task.fold, spec, fitted.curve, fitted.epoch, sha256, unread))
             drop_checkpoint(folder, task.name)
     task.group.wait()
 
@@ -220,15 +221,15 @@ def _trained_spec(spec: EncoderSpec, fold: int, fitted: Fitted) -> EncoderSpec:
     )
 
 
-def _predict_held_out(encoder: SliceEncoder, task: Task, data: Data) -> bytes:
-    """Return the logits of the fold held out as CSV, a row a slice that could be read."""
+def _predict_held_out(encoder: SliceEncoder, task: Task, data: Data) -> tuple[bytes, set[Unused]]:
+    """Return the logits of the fold held out as CSV, a row a slice that could be read, and those that could not."""
     assert encoder.head is not None
     network = SliceNetwork(encoder, encoder.head, dropout=0.0).to(task.device)
     rows = data.rows(task.fold)
-    logits, known, _ = predict_rows(network, task, rows, precision="fp32")
+    logits, known, refused = predict_rows(network, task, rows, precision="fp32")
     table = pd.DataFrame(logits[known], columns=list(LABELS))
     table.insert(0, "sop_uid", [data.slices.sop_uid(row) for row in rows[known]])
-    return table.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode()
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode(), refused
 
 
 @contextmanager

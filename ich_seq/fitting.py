@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,18 +132,17 @@ def fit(task: Task, encoder: SliceEncoder, root: Path, *, log: Log, progress: Ca
     training = Training(task, encoder)
     training.restore(root)
     saved = time.monotonic()
-    with deferred_sigterm() as stop:
-        for parts in _batches(task, training.steps, training.step):
+    with deferred_sigterm() as stop, closing(_batches(task, training.steps, training.step)) as batches:
+        for parts in batches:
             if training.over:
                 break
             training.learn(parts, log)
             progress(training.step, training.steps * task.options.epochs)
             if training.step % training.steps == 0:
                 training.finish_epoch(log)
-            stopping = (
-                task.group.mean(stop(), task.device) > 0
-            )  # all at the same step, or the others would wait forever
             late = time.monotonic() - saved > 60 * task.options.checkpoint_minutes
+            # all at the same step, or the others would wait forever
+            stopping, late = (task.group.mean(asked, task.device) > 0 for asked in (stop(), late))
             if training.step % training.steps == 0 or late or stopping:
                 training.save(root)
                 saved = time.monotonic()
@@ -257,7 +257,8 @@ class Training:
             self.best = {k: v.detach().cpu().clone() for k, v in self.average.module.state_dict().items()}
 
     def save(self, root: Path) -> None:
-        """Write the state; in a group the first process does."""
+        """Write the state; in a group the first process does, for all."""
+        self.refused = set().union(*self.task.group.gather(self.refused))
         if not self.task.group.writes:
             return
         tensors = {
@@ -373,7 +374,7 @@ def _epoch(task: Task, epoch: int) -> Rows:
     return epoch_rows(task.slices, task.learn, chances, task.options, rng)
 
 
-def _batches(task: Task, steps: int, done: int) -> Iterator[list[Sample]]:
+def _batches(task: Task, steps: int, done: int) -> Generator[list[Sample], None, None]:
     """Yield this process's share of every batch that is still to come, in `accumulate` parts."""
     loader = iter(_loader(task, _keys(task, steps, done)))
     while parts := [part for _, part in zip(range(task.options.accumulate), loader, strict=False)]:

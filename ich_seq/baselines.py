@@ -26,6 +26,11 @@ def constant(targets: NDArray[np.uint8], count: int) -> Floats:
     return np.tile(targets.mean(axis=0), (count, 1))
 
 
+def log_odds(positives: NDArray[Any], count: float) -> Floats:
+    """Return the log odds of each label, (K,) positives among `count`, with half a case more on either side."""
+    return np.asarray(np.log((positives + 0.5) / (count - positives + 0.5)))
+
+
 def relative_positions(positions_mm: Floats) -> Floats:
     """Return where N slices lie between the study's first (0) and last (1); 0.5 if all lie at one place."""
     span = positions_mm[-1] - positions_mm[0]
@@ -75,7 +80,7 @@ def fit_classifier(features: NDArray[np.floating[Any]], targets: NDArray[np.uint
     standard = scaler.transform(features.astype(np.float64))
     positives, count = targets.sum(axis=0, dtype=np.int64), len(targets)
     weight = np.zeros((targets.shape[1], features.shape[1]))
-    bias = np.log((positives + 0.5) / (count - positives + 0.5))
+    bias = log_odds(positives, count)
     for k in np.flatnonzero((positives > 0) & (positives < count)):
         fitted = LogisticRegression(C=RIDGE, max_iter=MAX_ROUNDS).fit(standard, targets[:, k])
         weight[k] = fitted.coef_[0] / scaler.scale_

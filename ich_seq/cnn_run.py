@@ -93,9 +93,12 @@ def read_fold(root: Path, fold: int) -> FoldResult | None:
     folder = fold_folder(root, fold)
     try:
         result = FoldResult.from_json(json.loads((folder / FOLD).read_text(encoding="utf-8")))
-        whole = sha256_file(folder / ENCODER) == result.spec.sha256
-        whole = whole and result.fold == fold
-        return result if whole and sha256_file(folder / HELD_OUT) == result.held_out_sha256 else None
+        whole = (
+            result.fold == fold
+            and sha256_file(folder / ENCODER) == result.spec.sha256
+            and sha256_file(folder / HELD_OUT) == result.held_out_sha256
+        )
+        return result if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

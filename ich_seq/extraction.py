@@ -38,6 +38,8 @@ from ich_seq.studies import (
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+RowKeys = dict[str, list[str]]
+"""The keys of a study's rows in the store, a network each, by Study Instance UID."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,8 +126,9 @@ def fill_store(root: Path, out: Path, networks: Networks, *, workers: int, progr
         writer = StoreWriter(out, _fingerprint(networks))
         for number, embedder in networks.embedders.items():
             save_encoder(embedder.encoder, out / encoder_file(number))
-        refused = _grow(writer, findings, networks, workers, progress)
-        return _close(writer, findings, refused, networks)
+        keys = {study.uid: _row_keys(study, networks) for study in findings.studies}
+        refused = _grow(writer, findings, keys, networks, workers, progress)
+        return _close(writer, findings, keys, refused, networks)
 
 
 def _fingerprint(networks: Networks) -> str:
@@ -139,16 +142,21 @@ def _execution(networks: Networks) -> Execution:
 
 
 def _grow(
-    writer: StoreWriter, findings: Findings, networks: Networks, workers: int, progress: Progress
+    writer: StoreWriter,
+    findings: Findings,
+    keys: RowKeys,
+    networks: Networks,
+    workers: int,
+    progress: Progress,
 ) -> list[Unused]:
     """Bring every study that is not there yet into the store; return the slices that could not be read."""
-    missing = [s for s in findings.studies if not all(writer.has(key) for key in _row_keys(s, networks))]
+    missing = [s for s in findings.studies if not all(writer.has(key) for key in keys[s.uid])]
     refused: list[Unused] = []
     done = len(findings.studies) - len(missing)
     for embedded in embed_studies(missing, networks, workers=workers):
         refused.extend(embedded.refused)
         whole, geometry = not embedded.refused, asdict(embedded.geometry)
-        for key, features in zip(_row_keys(embedded.study, networks), embedded.features, strict=False):
+        for key, features in zip(keys[embedded.study.uid], embedded.features, strict=False):
             writer.add(key, features, geometry, whole=whole, in_sample=embedded.in_sample)
         done += 1
         progress("embedding studies", done, len(findings.studies))
@@ -161,20 +169,21 @@ def _row_keys(study: Study, networks: Networks) -> list[str]:
     return [short_hash(f"{number} {files}") for number in networks.of(study)[0]]
 
 
-def _close(writer: StoreWriter, findings: Findings, refused: list[Unused], networks: Networks) -> ExtractionSummary:
+def _close(
+    writer: StoreWriter, findings: Findings, keys: RowKeys, refused: list[Unused], networks: Networks
+) -> ExtractionSummary:
     """Finish the store and sum it up; refuse to call an empty store a result."""
     unused, counts = account(findings, refused)
     if not counts.used:
         rejected = writer.root / REJECTED
         write_bytes(rejected, unused_csv(unused))
         raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {rejected}.")
-    rows = [(study, _row_keys(study, networks)) for study in findings.studies]
-    stored = [(study, keys) for study, keys in rows if writer.has(keys[0])]
+    stored = [study for study in findings.studies if writer.has(keys[study.uid][0])]
     specs = {str(number): asdict(e.spec) for number, e in networks.embedders.items()}
     facts = {"encoders": specs, "execution": asdict(_execution(networks)), "counts": asdict(counts)}
     files = [encoder_file(number) for number in networks.embedders]
-    writer.close([key for _, keys in stored for key in keys], unused_csv(unused), files, facts)
-    in_sample = sum(networks.of(study)[1] for study, _ in stored)
+    writer.close([key for study in stored for key in keys[study.uid]], unused_csv(unused), files, facts)
+    in_sample = sum(networks.of(study)[1] for study in stored)
     return ExtractionSummary(out=writer.root, studies=len(stored), counts=counts, in_sample=in_sample)
 
 
@@ -220,7 +229,6 @@ def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], li
         try:
             hu = read_hounsfield(header)
         except Refused as refusal:
-            refusal.study_uid = study.uid
             refused.append(refusal.verdict(header.file))
             continue
         images.append(windows.resample(hu, header.spacing_mm, field_mm=spec.field_mm, size=spec.size))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # timm marks no exports
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ich_seq import UsageError
+from ich_seq.baselines import log_odds
 from ich_seq.checkpoint import (
     deferred_sigterm,
     load_checkpoint,
@@ -40,6 +41,7 @@ from ich_seq.distributed import Group
 from ich_seq.encoder import EncoderSpec, SliceEncoder, encoder_tensors, new_head
 from ich_seq.labels import LABELS
 from ich_seq.metrics import LOSS_WEIGHTS
+from ich_seq.model import weighted_losses
 from ich_seq.reasons import Unused, unused_from_json
 from ich_seq.samples import (
     AS_IT_IS,
@@ -86,6 +88,11 @@ class Task:
     def dataset(self) -> SliceDataset:
         """Return the slices as the network is to see them."""
         return SliceDataset(self.slices, self.spec, self.augment, self.seed)
+
+    @cached_property
+    def chances(self) -> NDArray[np.float64]:
+        """Return how often an epoch shows each row learnt from, relative to the others."""
+        return draw_chances(self.slices, self.learn, self.options)
 
     @property
     def name(self) -> str:
@@ -156,8 +163,7 @@ class Training:
 
     def __init__(self, task: Task, encoder: SliceEncoder) -> None:
         self.task, self.device = task, task.device
-        chances = draw_chances(task.slices, task.learn, task.options)
-        self.shift = torch.from_numpy(prior_shift(task.slices.targets[task.learn], chances)).to(self.device)
+        self.shift = torch.from_numpy(prior_shift(task.slices.targets[task.learn], task.chances)).to(self.device)
         self.steps = steps_an_epoch(task)
         torch.manual_seed(task.seed)
         network = SliceNetwork(encoder, _head_at_prevalence(encoder.spec.dim, task), task.options.dropout)
@@ -230,9 +236,7 @@ class Training:
         shown, targets, known = (t.to(self.device, non_blocking=True) for t in part[:3])
         with autocast(self.device, self.task.options.precision):
             logits = model(shown)
-        losses = binary_cross_entropy_with_logits(logits + self.shift, targets, reduction="none")
-        per_slice = losses @ torch.as_tensor(LOSS_WEIGHTS, dtype=losses.dtype, device=losses.device)
-        loss = weight * (per_slice * known).sum() / known.sum().clamp_min(1)
+        loss = weight * (weighted_losses(logits + self.shift, targets) * known).sum() / known.sum().clamp_min(1)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -334,10 +338,9 @@ def _head_at_prevalence(dim: int, task: Task) -> nn.Linear:
     """Return a head that says each label's prevalence until it is trained."""
     head = new_head(dim)
     targets = task.slices.targets[task.learn]
-    odds = (targets.sum(axis=0, dtype=float) + 0.5) / ((1 - targets).sum(axis=0, dtype=float) + 0.5)
     nn.init.zeros_(head.weight)
     with torch.no_grad():
-        head.bias.copy_(torch.from_numpy(np.log(odds)))
+        head.bias.copy_(torch.from_numpy(log_odds(targets.sum(axis=0, dtype=float), len(targets))))
     return head
 
 
@@ -370,8 +373,7 @@ def steps_an_epoch(task: Task) -> int:
 
 def _epoch(task: Task, epoch: int) -> Rows:
     rng = np.random.default_rng([task.seed, epoch])
-    chances = draw_chances(task.slices, task.learn, task.options)
-    return epoch_rows(task.slices, task.learn, chances, task.options, rng)
+    return epoch_rows(task.slices, task.learn, task.chances, task.options, rng)
 
 
 def _batches(task: Task, steps: int, done: int) -> Generator[list[Sample], None, None]:

@@ -24,9 +24,13 @@ def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
     """Read the pixels of one slice, (H, W) float32 HU, by this slice's own slope and intercept.
 
     Values below AIR_HU are raised to it. MONOCHROME1 is a matter of display and inverts nothing.
-    Raises Refused (PIXEL_DATA, DECODE, UNREADABLE) if the pixels cannot be had whole.
+    Raises Refused (PIXEL_DATA, DECODE, UNREADABLE), naming the study, if the pixels cannot be had whole.
     """
-    stored = _read_native(header) if header.transfer_syntax in NATIVE else _decode(header)
+    try:
+        stored = _read_native(header) if header.transfer_syntax in NATIVE else _decode(header)
+    except Refused as refusal:
+        refusal.study_uid = header.study_uid
+        raise
     return to_hounsfield(stored, header)
 
 

@@ -133,11 +133,15 @@ def describe_positions(positions_mm: Tensor, lengths: Tensor) -> Tensor:
     return torch.where((index <= last)[..., None], described, 0).float()
 
 
-def weighted_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the challenge's loss of M slices or studies, (M, K) logits and float targets: a scalar."""
+def weighted_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the challenge's loss of each of M slices or studies, (M, K) logits and float targets: (M,)."""
     weights = torch.as_tensor(LOSS_WEIGHTS, dtype=logits.dtype, device=logits.device)
-    losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (losses @ weights).mean()
+    return binary_cross_entropy_with_logits(logits, targets, reduction="none") @ weights
+
+
+def weighted_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of `weighted_losses`, a scalar."""
+    return weighted_losses(logits, targets).mean()
 
 
 def sequence_loss(logits: Logits, targets: Tensor, lengths: Tensor, *, study_weight: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ich_seq import windows
 from ich_seq.augmentation import erase, vary_slice, vary_windows
-from ich_seq.baselines import relative_positions
+from ich_seq.baselines import log_odds, relative_positions
 from ich_seq.config import Augment, Cnn
 from ich_seq.dicom import SliceHeader
 from ich_seq.encoder import EncoderSpec
@@ -27,7 +28,7 @@ from ich_seq.studies import Study
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LabelledSlices:
     """M slices with labels, study after study, feet to head.
 
@@ -51,7 +52,7 @@ class LabelledSlices:
         """Return the SOP Instance UID of a row."""
         return self.header(row).sop_uid
 
-    @property
+    @cached_property
     def relative(self) -> Floats:
         """Return where each slice lies in its study, (M,) from 0 at the feet to 1 at the head."""
         where = [relative_positions(s.positions_mm) for s in self.studies]
@@ -112,10 +113,8 @@ def prior_shift(targets: NDArray[np.uint8], chances: Floats) -> NDArray[np.float
     Added to the logits in training (logit adjustment, Menon et al. 2021), it lets the network itself say
     the probabilities of the data as they are.
     """
-    smooth = 0.5
-    natural = (targets.sum(axis=0, dtype=float) + smooth) / (len(targets) + 2 * smooth)
-    drawn = (chances @ targets + smooth) / (chances.sum() + 2 * smooth)
-    return np.asarray(np.log(drawn / (1 - drawn)) - np.log(natural / (1 - natural)), np.float32)
+    natural = log_odds(targets.sum(axis=0, dtype=float), len(targets))
+    return np.asarray(log_odds(chances @ targets, chances.sum()) - natural, np.float32)
 
 
 def epoch_rows(
@@ -202,12 +201,7 @@ def read_sample(slices: LabelledSlices, row: int, spec: EncoderSpec) -> NDArray[
 
 def _read(study: Study, index: int, spec: EncoderSpec) -> NDArray[np.float32]:
     header = study.slices[index]
-    try:
-        hu = read_hounsfield(header)
-    except Refused as refusal:
-        refusal.study_uid = study.uid
-        raise
-    return windows.resample(hu, header.spacing_mm, field_mm=spec.field_mm, size=spec.size)
+    return windows.resample(read_hounsfield(header), header.spacing_mm, field_mm=spec.field_mm, size=spec.size)
 
 
 def collate_samples(samples: Sequence[Sample]) -> Sample:

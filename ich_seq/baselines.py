@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 POSITION_BINS = 20
 MAX_FIT_SLICES = 20_000
-"""A fit on more would take minutes a label; drawn at random, so a rare label has few positives among them."""
+"""A classifier is fitted on no more: it would take minutes a label."""
 
 MAX_ROUNDS = 1000
 
@@ -65,7 +65,7 @@ class SliceClassifier:
         return np.asarray(features.astype(np.float32) @ self.weight.T + self.bias)
 
 
-def fit_classifier(features: NDArray[np.floating[Any]], targets: NDArray[np.uint8], *, seed: int) -> SliceClassifier:
+def fit_classifier(features: NDArray[np.floating[Any]], targets: NDArray[np.uint8]) -> SliceClassifier:
     """Fit logistic regression on standardised embeddings, (M, D) and (M, K).
 
     A label with one class among the targets gets weights of 0 and the log odds of half a case more.
@@ -73,9 +73,6 @@ def fit_classifier(features: NDArray[np.floating[Any]], targets: NDArray[np.uint
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    if len(features) > MAX_FIT_SLICES:
-        chosen = np.random.default_rng(seed).choice(len(features), MAX_FIT_SLICES, replace=False)
-        features, targets = features[chosen], targets[chosen]
     scaler = StandardScaler().fit(features.astype(np.float64))
     standard = scaler.transform(features.astype(np.float64))
     positives, count = targets.sum(axis=0, dtype=np.int64), len(targets)

@@ -10,23 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ich_seq import ArtefactError, UsageError
-from ich_seq.files import write_json
+from ich_seq.files import sha256_bytes, write_json
 from ich_seq.weights import read_tensors, write_tensors
+
+OWN_HASH = "facts_sha256"
+"""The key under which a state's JSON holds the hash of all else in it."""
 
 
 def save_checkpoint(root: Path, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write a state as `<name>-<step>.safetensors`, then `<name>.json`, which makes it the one that counts.
 
-    `facts` are JSON values and hold `step`. The state before it is removed last, so that there is one at
-    any moment.
+    `facts` are JSON values and hold `step`; the hash of the tensors stands beside them, and a hash of
+    it all. The state before it is removed last, so that there is one at any moment.
     """
     file = f"{name}-{facts['step']}.safetensors"
-    sha256 = write_tensors(root / file, tensors)
-    write_json(root / f"{name}.json", facts | {"file": file, "sha256": sha256})
+    record = facts | {"file": file, "sha256": write_tensors(root / file, tensors)}
+    write_json(root / f"{name}.json", record | {OWN_HASH: _hash(record)})
     for older in root.glob(f"{name}-*.safetensors"):
         if older.name != file:
             older.unlink()
@@ -36,9 +40,16 @@ def load_checkpoint(root: Path, name: str) -> tuple[dict[str, Tensor], dict[str,
     """Read the last state whole, or None: one that is absent or damaged is none, and the training starts afresh."""
     try:
         facts = json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+        if facts.pop(OWN_HASH) != _hash(facts):
+            return None
         return read_tensors(root / Path(facts["file"]).name, facts["sha256"]), facts
-    except (OSError, ValueError, KeyError, TypeError, UsageError, ArtefactError):
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, UsageError, ArtefactError):
         return None
+
+
+def _hash(facts: dict[str, Any]) -> str:
+    """Return the SHA-256 of JSON values, whatever blanks and order they are written with."""
+    return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
 def drop_checkpoint(root: Path, name: str) -> None:
@@ -84,3 +95,8 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
         number, _, name = key.partition(".")
         state.setdefault(int(number), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def hash_of(*numbers: int) -> int:
+    """Return a seed made of several numbers, such as a task's and the step's: what is drawn then needs no memory."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -31,8 +31,8 @@ MAX_NAMED = 3
 
 EXIT_CODES = """\b
 Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be meant;
-3 done, but some files were rejected (see rejected.csv); 4 nothing usable;
-5 output or disk; 130, 143 interrupted."""
+3 done, but some files were rejected (see rejected.csv; under torchrun 0, as it
+takes 3 for a failure); 4 nothing usable; 5 output or disk; 130, 143 interrupted."""
 
 
 class Refusal(click.ClickException):
@@ -342,7 +342,7 @@ def _counted(summary: ExtractionSummary | PredictionSummary) -> str:
 def _finish_reading(
     summary: CnnSummary | ExtractionSummary | PredictionSummary, text: str, more: dict[str, Any], *, as_json: bool
 ) -> NoReturn:
-    """Print the result; end with 3 if files were rejected, with the reasons on stderr."""
+    """Print the result; end with 3 if files were rejected, under torchrun with 0, and the reasons on stderr."""
     from dataclasses import asdict
 
     counts = summary.counts
@@ -354,7 +354,8 @@ def _finish_reading(
             err=True,
         )
     _finish({"out": str(summary.out), "studies": summary.studies, **asdict(counts), **more}, text, as_json=as_json)
-    sys.exit(EXIT_SOME_REJECTED if counts.rejected else EXIT_DONE)
+    # torchrun takes any other code for a failure: it ends the other processes and says FAILED
+    sys.exit(EXIT_SOME_REJECTED if counts.rejected and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE)
 
 
 def _finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -33,7 +33,7 @@ from ich_seq.cnn_run import (
 )
 from ich_seq.config import Config
 from ich_seq.curves import draw_curves
-from ich_seq.devices import choose_device, default_workers, keep_memory
+from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.distributed import Group, joined_group, local_device
 from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, load_encoder
 from ich_seq.figures import Predicted, Truth, judge
@@ -49,6 +49,9 @@ from ich_seq.weights import tensor_bytes, write_tensors
 
 SECTIONS = ("slices", "encoder", "augment", "cnn")
 """The settings that decide a run; another one makes another run."""
+
+WAIT_S = 900.0
+"""How long processes that train folds of one run wait for each other, where they write what is the run's."""
 
 WATCHED = {True: "the fold that stops the training", False: "the fold held out"}
 
@@ -102,14 +105,14 @@ def train_cnn(
     settings or data.
     """
     root, labels, out, config = Path(root), Path(labels), Path(out), config or Config()
-    workers = default_workers() if workers is None else workers
+    workers, folds = choose_workers(workers), _wanted(fold, config)
     check_input(root)
     keep_memory()
     processor = local_device(choose_device(device))
     with joined_group(processor) as group:
         data = _read(root, labels, out, config, workers, progress)
         encoder = build_encoder(config, drop_path=config.cnn.drop_path)
-        tasks = [_task(f, data, encoder.spec, config, processor, group, workers) for f in _wanted(fold, config)]
+        tasks = [_task(f, data, encoder.spec, config, processor, group, workers) for f in folds]
         if group.writes:
             _open(out, data, config, encoder.spec)
         group.wait()
@@ -141,7 +144,7 @@ def _read(root: Path, labels: Path, out: Path, config: Config, workers: int, pro
 
 def _open(out: Path, data: Data, config: Config, spec: EncoderSpec) -> None:
     """Make `out` the folder of this run, or go on in it; write who is in which fold."""
-    with locked_folder(out):
+    with locked_folder(out, wait_s=WAIT_S):
         table = folds_csv(
             (study.uid, short_hash(study.patient_id), int(fold))
             for study, fold in zip(data.slices.studies, data.folds, strict=True)
@@ -158,10 +161,10 @@ def _settings(config: Config) -> dict[str, Any]:
     return sections
 
 
-def _wanted(fold: int | None, config: Config) -> Iterator[int]:
+def _wanted(fold: int | None, config: Config) -> Sequence[int]:
     if fold is not None and not 0 <= fold < config.cnn.folds:
         raise UsageError(f"There is no fold {fold}: cnn.folds is {config.cnn.folds}, counted from 0.")
-    yield from range(config.cnn.folds) if fold is None else [fold]
+    return range(config.cnn.folds) if fold is None else [fold]
 
 
 def _task(
@@ -246,12 +249,15 @@ def _log(folder: Path, *, wanted: bool) -> Iterator[Log]:
 
 
 def _sum_up(out: Path, data: Data, config: Config, group: Group) -> CnnSummary:
-    """Judge the folds that are trained by now, and write what makes the run whole."""
-    results = [r for f in range(config.cnn.folds) if (r := read_fold(out, f)) is not None]
-    unused, counts = account(data.findings, tuple({u for r in results for u in r.refused}))
-    figures = _judge(out, data, [r.fold for r in results], config.cnn.seed)
-    if group.writes:
-        with locked_folder(out):
+    """Judge the folds that are trained by now, and write what makes the run whole.
+
+    Another process may end at the same time with another fold: the later one has to see both.
+    """
+    with locked_folder(out, wait_s=WAIT_S) if group.writes else nullcontext():
+        results = [r for f in range(config.cnn.folds) if (r := read_fold(out, f)) is not None]
+        unused, counts = account(data.findings, tuple({u for r in results for u in r.refused}))
+        figures = _judge(out, data, [r.fold for r in results], config.cnn.seed)
+        if group.writes:
             write_bytes(out / REJECTED, unused_csv(unused))
             curves = {r.fold: r.curve for r in results}
             write_bytes(out / CURVES, draw_curves(curves, WATCHED[config.cnn.patience > 0]))

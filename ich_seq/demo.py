@@ -12,7 +12,7 @@ import numpy as np
 from ich_seq import OutputError
 from ich_seq.cnn_training import train_cnn
 from ich_seq.config import load_config
-from ich_seq.devices import default_workers
+from ich_seq.devices import choose_workers
 from ich_seq.extraction import extract_features
 from ich_seq.figures import Predicted, Truth, judge
 from ich_seq.labels import read_labels
@@ -73,7 +73,7 @@ def run_demo(
     Raises OutputError if `out` holds anything already: a demo does not write over somebody's results.
     """
     _refuse_full(out)
-    workers = default_workers() if workers is None else workers
+    workers = choose_workers(workers)
     new = max(4, studies // TRAINED_PER_NEW)
     train_set = write_dataset(
         out / "train", n_studies=studies, seed=seed, matrix=MATRIX, workers=workers, progress=progress

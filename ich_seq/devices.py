@@ -56,6 +56,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def default_workers() -> int:
-    """Return the number of cores this process may use."""
+def choose_workers(wanted: int | None) -> int:
+    """Return how many workers were asked for, or for None one for each core that this process may use."""
+    if wanted is not None:
+        return wanted
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,10 +60,12 @@ class Embedder:
     def __call__(self, hu: Tensor) -> Embedded:
         """Embed the N sorted slices of one study, (N, S, S) HU on the CPU; the results are on the CPU.
 
-        A study is always cut into the same batches, so its embeddings depend on nothing but itself.
+        A study is always cut into the same batches, of even size since a small last one would be slow, so its
+        embeddings depend on nothing but itself.
         """
         stacked = windows.with_neighbours(hu, self.spec.neighbours)
-        parts = [self._mean_over_views(part) for part in torch.split(stacked, self.execution.batch_size)]
+        count = math.ceil(len(hu) / self.execution.batch_size)
+        parts = [self._mean_over_views(part) for part in torch.tensor_split(stacked, count)]
         features = torch.cat(parts)
         head = self.encoder.head
         return Embedded(features, None if head is None else head(features.to(self.device)).cpu())

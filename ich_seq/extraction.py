@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +14,13 @@ from numpy.typing import NDArray
 from ich_seq import NothingUsableError, __version__, windows
 from ich_seq.cnn_run import load_run
 from ich_seq.config import Config
-from ich_seq.devices import choose_device, default_workers, keep_memory
+from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.encoder import EncoderSpec, build_encoder, save_encoder
 from ich_seq.engines import Embedded, Embedder, Execution
 from ich_seq.files import locked_folder, short_hash, write_bytes
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.progress import Progress, silent
+from ich_seq.readers import read_ahead, write_behind
 from ich_seq.reasons import Refused, Unused, unused_csv
 from ich_seq.store import REJECTED, StoreWriter, StudyFeatures, encoder_file
 from ich_seq.studies import (
@@ -36,8 +35,7 @@ from ich_seq.studies import (
     find_studies,
 )
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Images = NDArray[np.float32]
 RowKeys = dict[str, list[str]]
 """The keys of a study's rows in the store, a network each, by Study Instance UID."""
 
@@ -101,11 +99,10 @@ def extract_features(
     (rejected.csv then says why), OutputError if `out` cannot be written or another process holds it.
     """
     root, out, config = Path(root), Path(out), config or Config()
-    workers = default_workers() if workers is None else workers
     check_input(root)
     keep_memory()
     networks = open_networks(config, choose_device(device), cnn=cnn, engine=engine)
-    return fill_store(root, out, networks, workers=workers, progress=progress)
+    return fill_store(root, out, networks, workers=choose_workers(workers), progress=progress)
 
 
 def open_networks(
@@ -152,12 +149,15 @@ def _grow(
     """Bring every study that is not there yet into the store; return the slices that could not be read."""
     missing = [s for s in findings.studies if not all(writer.has(key) for key in keys[s.uid])]
     refused: list[Unused] = []
-    done = len(findings.studies) - len(missing)
-    for embedded in embed_studies(missing, networks, workers=workers):
-        refused.extend(embedded.refused)
+
+    def write(embedded: EmbeddedStudy) -> None:
         whole, geometry = not embedded.refused, asdict(embedded.geometry)
         for key, features in zip(keys[embedded.study.uid], embedded.features, strict=False):
             writer.add(key, features, geometry, whole=whole, in_sample=embedded.in_sample)
+
+    done = len(findings.studies) - len(missing)
+    for embedded in write_behind(write, embed_studies(missing, networks, workers=workers)):
+        refused.extend(embedded.refused)
         done += 1
         progress("embedding studies", done, len(findings.studies))
     return refused
@@ -188,13 +188,14 @@ def _close(
 
 
 def embed_studies(studies: Iterable[Study], networks: Networks, *, workers: int) -> Iterator[EmbeddedStudy]:
-    """Embed studies one by one, in their order, while `workers` threads read the next ones."""
-    spec = next(iter(networks.embedders.values())).spec
+    """Embed studies one by one, in their order.
 
-    def read(study: Study) -> tuple[Study, NDArray[np.float32], list[int], list[Unused]]:
-        return study, *read_study(study, spec)
-
-    for study, hu, kept, refused in _ahead(read, studies, workers):
+    A GPU is kept busy by `workers` threads that read the next ones. On a CPU the network has all cores, and a
+    reader beside it makes its threads wait for one another: there each study is read when its turn has come.
+    """
+    embedder = next(iter(networks.embedders.values()))
+    read = partial(_read_beside, spec=embedder.spec)
+    for study, hu, kept, refused in read_ahead(read, studies, workers if embedder.device.type == "cuda" else 0):
         numbers, in_sample = networks.of(study)
         seen = {k: networks.embedders[k](torch.from_numpy(hu)) for k in numbers} if kept else {}
         features = tuple(_features(study, kept, number, said) for number, said in seen.items())
@@ -204,6 +205,10 @@ def embed_studies(studies: Iterable[Study], networks: Networks, *, workers: int)
         yield EmbeddedStudy(
             study=study, features=features, in_sample=in_sample, geometry=geometry, refused=tuple(refused)
         )
+
+
+def _read_beside(study: Study, *, spec: EncoderSpec) -> tuple[Study, Images, list[int], list[Unused]]:
+    return study, *read_study(study, spec)
 
 
 def _features(study: Study, kept: list[int], number: int, embedded: Embedded) -> StudyFeatures:
@@ -218,7 +223,7 @@ def _features(study: Study, kept: list[int], number: int, embedded: Embedded) ->
     )
 
 
-def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], list[int], list[Unused]]:
+def read_study(study: Study, spec: EncoderSpec) -> tuple[Images, list[int], list[Unused]]:
     """Read the pixels of a study, resampled for the encoder.
 
     Returns HU (n, S, S) of the slices that could be read, their indices among the study's N, and the
@@ -234,18 +239,3 @@ def read_study(study: Study, spec: EncoderSpec) -> tuple[NDArray[np.float32], li
         images.append(windows.resample(hu, header.spacing_mm, field_mm=spec.field_mm, size=spec.size))
         kept.append(index)
     return np.stack(images) if images else np.empty((0, spec.size, spec.size), np.float32), kept, refused
-
-
-def _ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Map in order, with `workers` results ahead of the one in use; 0 makes each when it is asked for."""
-    if workers < 1:
-        yield from map(read, items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append(pool.submit(read, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -67,21 +67,25 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def locked_folder(path: Path) -> Iterator[None]:
+def locked_folder(path: Path, *, wait_s: float = 0) -> Iterator[None]:
     """Hold an output folder for this process alone; create it, and sweep what a crash left half-written.
 
-    Raises OutputError at once if another process holds it. The lock goes with the process, however it ends.
+    Raises OutputError if another process holds it, at once or after `wait_s`. The lock goes with the
+    process, however it ends.
     """
     from filelock import FileLock, Timeout
 
     make_folder(path)
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(path / ".lock", timeout=0))
+            held.enter_context(FileLock(path / ".lock", timeout=wait_s))
             for leftover in path.glob(f"*{PARTIAL}"):
                 leftover.unlink()
         except Timeout as error:
-            raise OutputError(f"Another process is writing to {path}; wait for it or choose another --out.") from error
+            told = f"Another process is writing to {path}; wait for it or choose another --out."
+            if wait_s:
+                told = f"Another process has been writing to {path} for {wait_s:g} s; run the same command again later."
+            raise OutputError(told) from error
         except OSError as error:
             raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another --out.") from error
         yield  # outside the try: what the work itself raises is not the lock's

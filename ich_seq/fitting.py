@@ -30,6 +30,7 @@ from ich_seq import UsageError
 from ich_seq.baselines import log_odds
 from ich_seq.checkpoint import (
     deferred_sigterm,
+    hash_of,
     load_checkpoint,
     optimiser_tensors,
     restore_optimiser,
@@ -42,6 +43,7 @@ from ich_seq.encoder import EncoderSpec, SliceEncoder, encoder_tensors, new_head
 from ich_seq.labels import LABELS
 from ich_seq.metrics import LOSS_WEIGHTS
 from ich_seq.model import weighted_losses
+from ich_seq.readers import read_ahead
 from ich_seq.reasons import Unused, unused_from_json
 from ich_seq.samples import (
     AS_IT_IS,
@@ -323,11 +325,6 @@ def _finite(loss: float, step: int) -> float:
     return loss
 
 
-def hash_of(*numbers: int) -> int:
-    """Return a seed made of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def log_loss_of_logits(logits: NDArray[np.float64], targets: NDArray[np.uint8]) -> float:
     """Return the challenge's weighted log loss of M slices, (M, K), without clipping."""
     losses = np.logaddexp(0, logits) - targets * logits
@@ -378,9 +375,9 @@ def _epoch(task: Task, epoch: int) -> Rows:
 
 def _batches(task: Task, steps: int, done: int) -> Generator[list[Sample], None, None]:
     """Yield this process's share of every batch that is still to come, in `accumulate` parts."""
-    loader = iter(_loader(task, _keys(task, steps, done)))
-    while parts := [part for _, part in zip(range(task.options.accumulate), loader, strict=False)]:
-        yield parts
+    with closing(_samples(task, _keys(task, steps, done))) as samples:
+        while parts := [part for _, part in zip(range(task.options.accumulate), samples, strict=False)]:
+            yield parts
 
 
 def _keys(task: Task, steps: int, done: int) -> Iterator[list[Key]]:
@@ -393,14 +390,28 @@ def _keys(task: Task, steps: int, done: int) -> Iterator[list[Key]]:
                 yield share(batch, part * group.size + group.rank, options.accumulate * group.size)
 
 
-def _loader(task: Task, batches: Iterator[list[Key]]) -> DataLoader[Sample]:
+def _samples(task: Task, batches: Iterator[list[Key]]) -> Generator[Sample, None, None]:
+    """Read batches ahead, in their order: on a CPU by threads, for a GPU by processes.
+
+    A GPU asks for more slices than threads give that share Python's lock with what feeds it. The forked
+    readers run on one thread each and touch neither GPU nor OpenVINO, which works on CPUs alone.
+    """
+    dataset = task.dataset
+    if task.device.type == "cuda":
+        yield from _loader(dataset, batches, task.workers)
+    else:
+        yield from read_ahead(lambda keys: collate_samples([dataset[key] for key in keys]), batches, task.workers)
+
+
+def _loader(dataset: SliceDataset, batches: Iterator[list[Key]], workers: int) -> DataLoader[Sample]:
     return DataLoader(
-        task.dataset,
+        dataset,
         batch_sampler=batches,
-        num_workers=task.workers,
+        num_workers=workers,
         collate_fn=collate_samples,
         worker_init_fn=_outlive_sigterm,
-        pin_memory=task.device.type == "cuda",
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -420,8 +431,9 @@ def predict_rows(
     network.eval()
     mine = share([(AS_IT_IS, 0, int(row)) for row in rows], task.group.rank, task.group.size)
     size = task.options.batch_slices
-    logits, known, refused = [np.zeros((0, len(LABELS)))], [np.zeros(0, bool)], set()
-    for sample in _loader(task, (mine[i : i + size] for i in range(0, len(mine), size))):
+    logits, known = [np.zeros((0, len(LABELS)))], [np.zeros(0, bool)]
+    refused: set[Unused] = set()
+    for sample in _samples(task, (mine[i : i + size] for i in range(0, len(mine), size))):
         with autocast(task.device, precision):
             said = network(sample.shown.to(task.device, non_blocking=True))
         logits.append(said.cpu().double().numpy())

@@ -210,6 +210,7 @@ def draw_head(table_mm: Doubles, pixel_mm: float, rng: np.random.Generator) -> H
     head = Head(x=x, y=y, angle=angle, z=z, hu=hu, pixel_mm=p, **fields)
     _parenchyma(head, age, rng)
     _findings(head, age, rng)
+    _injuries(head, rng.spawn(1)[0])
     return head
 
 
@@ -283,7 +284,7 @@ def _parenchyma(head: Head, age: float, rng: np.random.Generator) -> None:
     fluid = np.maximum(fluid, 0.6 * fissure * (head.z > 0.45)[:, None, None])
     _blend(tissue, np.minimum(fluid, 1) * 0.9, 9.0)
     falx = np.clip(1.3 - np.abs(head.x + 1.0), 0, 1) * ((head.y > 38) | (head.y < -34))
-    _blend(tissue, falx * np.clip((head.z - 0.45) / 0.1, 0, 1)[:, None, None], rng.uniform(42, 58))
+    _blend(tissue, falx * np.clip((head.z - 0.45) / 0.1, 0, 1)[:, None, None], rng.uniform(42, 66))
     spread = np.abs(np.abs(head.x) - 0.75 * (head.y - 20)) * (head.y > 20)
     tent = np.clip(1.5 - spread, 0, 1) * (head.y > 20) * (head.y < 62)
     _blend(tissue, tent * np.exp(-(((head.z - 0.38) / 0.04) ** 2))[:, None, None] * 0.7, 50.0)
@@ -294,6 +295,10 @@ def _parenchyma(head: Head, age: float, rng: np.random.Generator) -> None:
     hard = np.exp(-(((head.z - 0.2) / 0.09) ** 2))[:, None, None] * rng.uniform(2, 8)
     tissue += hard * (bands - 0.6 * np.exp(-(((head.y - 8) / 9) ** 2)))
     _blend(head.hu, head.brain, tissue)
+
+
+SWOLLEN_SCALP, AIR_INSIDE = 0.20, 0.04  # ours: shares of the patients
+OUTER_TABLE_MM = 9.5  # deep enough for the thickest skull of `_cover` and its edge
 
 
 def _findings(head: Head, age: float, rng: np.random.Generator) -> None:
@@ -317,11 +322,25 @@ def _findings(head: Head, age: float, rng: np.random.Generator) -> None:
         _blend(head.hu[box], share * head.brain[box] * ragged, value)
 
 
+def _injuries(head: Head, rng: np.random.Generator) -> None:
+    """What comes with a blow or an operation and is no bleed inside the skull: a swollen scalp, air."""
+    up = np.sqrt(np.clip(1 - ((head.z - rng.uniform(0.3, 0.8)) / rng.uniform(0.1, 0.3)) ** 2, 0, None))
+    off = np.angle(np.exp(1j * (head.angle - rng.uniform(-np.pi, np.pi)))) / rng.uniform(0.25, 0.7)
+    bulge = np.sqrt(np.clip(up[:, None, None] ** 2 - off**2, 0, None)).astype(np.float32)
+    if rng.random() < SWOLLEN_SCALP:
+        under = head.depth + OUTER_TABLE_MM
+        swollen = _ramp((rng.uniform(5, 15) * bulge + under) / head.pixel_mm) * _ramp(-under / head.pixel_mm)
+        _blend(head.hu, np.where(bulge > 0, swollen, 0), rng.uniform(40, 70) + 8 * head.folds)
+    if rng.random() < AIR_INSIDE:
+        air = _ramp((rng.uniform(3, 14) * bulge - head.depth) / head.pixel_mm) * (head.y < 0)
+        _blend(head.hu, np.where(bulge > 0, air, 0) * head.brain, float(AIR_HU))
+
+
 def _extra_axial(head: Head, body: Body, size: Floats, rng: np.random.Generator) -> Floats:
     """Epidural: a biconvex lens on the inner table. Subdural: a long thin crescent along it."""
     lens = body.subtype == "epidural"
     width = rng.uniform(0.36, 0.62) if lens else rng.uniform(0.8, 1.7)
-    thick = rng.uniform(10, 26) if lens else rng.uniform(5, 13)
+    thick = rng.uniform(4, 26) if lens else rng.uniform(3, 13)
     low = float(head.z[body.first]) < 0.30
     at = rng.uniform(0.7, 1.1) if low else rng.uniform(-0.9, 0.7)  # from the side, towards the back
     at = at if rng.random() < 0.5 else np.pi - at

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
-from ich_seq.devices import choose_device, default_workers, keep_memory
+from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.extraction import Networks, embed_studies
 from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
 from ich_seq.progress import Progress, silent
@@ -50,7 +50,7 @@ def predict(
     bundle, OutputError if `out` cannot be written.
     """
     root, bundle, out = Path(root), Path(bundle), Path(out)
-    workers = default_workers() if workers is None else workers
+    workers = choose_workers(workers)
     check_input(root)
     keep_memory()
     loaded = load_bundle(bundle, choose_device(device), engine)

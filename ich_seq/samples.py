@@ -135,7 +135,7 @@ def epoch_rows(
 class Sample(NamedTuple):
     """M slices for the network: `shown` (M, C, S, S) in [0, 1], `targets` (M, K) float32, `known` (M,) bool.
 
-    A slice that could not be read is not `known`; it stands in `refused`.
+    A slice that could not be read is not `known`; it stands in `refused`, as do neighbours that could not.
     """
 
     shown: Tensor
@@ -164,14 +164,14 @@ class SliceDataset(Dataset[Sample]):
         epoch, place, row = key
         targets = torch.from_numpy(self.slices.targets[row : row + 1].astype(np.float32))
         try:
-            hu = torch.from_numpy(read_sample(self.slices, row, self.spec))
+            hu, refused = read_sample(self.slices, row, self.spec)
         except Refused as refusal:
             side = self.spec.size
             nothing = torch.zeros(1, self.spec.channels, side, side)
-            refused = refusal.verdict(self.slices.header(row).file)
-            return Sample(nothing, targets, torch.tensor([False]), (refused,))
+            verdict = refusal.verdict(self.slices.header(row).file)
+            return Sample(nothing, targets, torch.tensor([False]), (verdict,))
         rng = None if epoch == AS_IT_IS else np.random.default_rng([self.seed, epoch, place + 1])
-        return Sample(self._show(hu, rng)[None], targets, torch.tensor([True]), ())
+        return Sample(self._show(torch.from_numpy(hu), rng)[None], targets, torch.tensor([True]), refused)
 
     def _show(self, hu: Tensor, rng: np.random.Generator | None) -> Tensor:
         """Window a slice as it is, or varied by a generator."""
@@ -182,21 +182,23 @@ class SliceDataset(Dataset[Sample]):
         return erase(shown, self.augment, rng)
 
 
-def read_sample(slices: LabelledSlices, row: int, spec: EncoderSpec) -> NDArray[np.float32]:
+def read_sample(slices: LabelledSlices, row: int, spec: EncoderSpec) -> tuple[NDArray[np.float32], tuple[Unused, ...]]:
     """Read a slice and its neighbours, (J, S, S) HU. Raises Refused if the slice itself cannot be read.
 
     The study's first and last slice stand in for those beyond its ends, the slice itself for a
-    neighbour that cannot be read.
+    neighbour that cannot be read; such neighbours are returned with their reasons.
     """
     study, centre = slices.studies[slices.study[row]], int(slices.index[row])
-    read = {0: _read(study, centre, spec)}
-    for offset in spec.neighbours:
-        if offset not in read:
+    read, refused = {centre: _read(study, centre, spec)}, []
+    places = [min(max(centre + offset, 0), len(study.slices) - 1) for offset in spec.neighbours]
+    for place in places:
+        if place not in read:
             try:
-                read[offset] = _read(study, min(max(centre + offset, 0), len(study.slices) - 1), spec)
-            except Refused:
-                read[offset] = read[0]
-    return np.stack([read[offset] for offset in spec.neighbours])
+                read[place] = _read(study, place, spec)
+            except Refused as refusal:
+                read[place] = read[centre]
+                refused.append(refusal.verdict(study.slices[place].file))
+    return np.stack([read[place] for place in places]), tuple(refused)
 
 
 def _read(study: Study, index: int, spec: EncoderSpec) -> NDArray[np.float32]:

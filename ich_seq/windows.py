@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from ich_seq.config import AIR_HU
@@ -22,23 +24,28 @@ def resample(
     pixel spacing were: a published model lost 27 points of specificity to images of another matrix.
     Areas are averaged when shrinking, so thin blood keeps its share of a pixel.
     """
-    field = _centred(hu, round(field_mm / spacing_mm[0]), round(field_mm / spacing_mm[1]))
-    rows, columns = (cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR for side in field.shape)
-    if rows != columns:  # OpenCV averages areas only where both sides shrink
-        field = np.asarray(cv2.resize(field, (field.shape[1], size), interpolation=rows), np.float32)
-    return np.asarray(cv2.resize(field, (size, size), interpolation=columns))
+    by_row, by_column = (_shares(n, step, field_mm, size) for n, step in zip(hu.shape, spacing_mm, strict=True))
+    fewer_rows = by_row @ (hu - np.float32(AIR_HU))  # above air, so that what is outside adds exactly nothing
+    resampled = cv2.transpose(by_column @ cv2.transpose(fewer_rows))
+    return np.asarray(np.add(resampled, np.float32(AIR_HU), out=resampled))
 
 
-def _centred(hu: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Return the central (height, width) of a slice, cropped or padded with air."""
-    top, left = (height - hu.shape[0]) // 2, (width - hu.shape[1]) // 2
-    inner = hu[max(0, -top) : max(0, -top) + height, max(0, -left) : max(0, -left) + width]
-    if inner.shape == (height, width):
-        return inner
-    padded = np.full((height, width), AIR_HU, np.float32)
-    top, left = max(0, top), max(0, left)
-    padded[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-    return padded
+@lru_cache(maxsize=64)
+def _shares(pixels: int, spacing_mm: float, field_mm: float, size: int) -> csr_array:
+    """Return what each pixel of a line of the image gives to each one of the field around its middle, (S, pixels).
+
+    As a sparse matrix, since a product with it takes a third of the time of OpenCV's INTER_AREA.
+    """
+    side_mm = field_mm / size
+    edges = (np.arange(pixels + 1) - pixels / 2) * spacing_mm
+    wanted = ((np.arange(size + 1) - size / 2) * side_mm)[:, None]
+    if side_mm >= spacing_mm:  # shares of the area
+        overlap = np.minimum(wanted[1:], edges[1:]) - np.maximum(wanted[:-1], edges[:-1])
+        shares = overlap.clip(0) / side_mm
+    else:  # between the two nearest pixels
+        apart = np.abs((wanted[1:] + wanted[:-1]) - (edges[1:] + edges[:-1])) / 2
+        shares = (1 - apart / spacing_mm).clip(0)
+    return csr_array(shares.astype(np.float32))
 
 
 def with_neighbours(hu: Tensor, neighbours: Sequence[int]) -> Tensor:

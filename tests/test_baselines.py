@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ich_seq import baselines
 from ich_seq.baselines import (
     MAX_FIT_SLICES,
     POSITION_BINS,
@@ -123,7 +122,7 @@ def test_new_rows_do_not_know_of_each_other(cut):
     whole = by_position(relative, y, new)
     parts = [by_position(relative, y, new[:cut]), by_position(relative, y, new[cut:])]
     assert np.concatenate(parts).tolist() == whole.tolist()
-    classifier = fit_classifier(*embedded(300, 8, 0), seed=0)
+    classifier = fit_classifier(*embedded(300, 8, 0))
     features = embedded(100, 8, 1)[0] * 3  # another scale than in training: it must not be standardised anew
     whole = classifier.logits(features)
     assert np.concatenate([classifier.logits(features[:cut]), classifier.logits(features[cut:])]) == pytest.approx(
@@ -135,7 +134,7 @@ def test_the_classifier_is_a_ridge_logistic_regression():
     """A general optimiser on the penalised log loss of standardised embeddings ends at the same logits."""
     features, y = embedded(120, 5, 0)
     new, _ = embedded(30, 5, 1)
-    logits = fit_classifier(features, y, seed=0).logits(new)
+    logits = fit_classifier(features, y).logits(new)
     centre, scale = features.mean(axis=0), features.std(axis=0)
     x, x_new = (features - centre) / scale, (new - centre) / scale
     for k in range(K):
@@ -152,7 +151,7 @@ def test_the_classifier_finds_a_planted_signal():
     """Labels that one of 40 dimensions carries are found in slices not seen, and the logits are honest enough."""
     features, y = embedded(1500, 40, 0)
     new, truth = embedded(800, 40, 1)
-    logits = fit_classifier(features, y, seed=0).logits(new)
+    logits = fit_classifier(features, y).logits(new)
     assert logits.shape == (800, K)
     assert logits.dtype == np.float32
     assert min(auc(logits[:, k], truth[:, k]) for k in range(K)) > 0.85
@@ -164,7 +163,7 @@ def test_the_classifier_learns_nothing_from_noise():
     features, _ = embedded(1500, 20, 0)
     new, _ = embedded(1500, 20, 1)
     y, truth = rng_of(5).integers(0, 2, (2, 1500, K)).astype(np.uint8)
-    logits = fit_classifier(features, y, seed=0).logits(new)
+    logits = fit_classifier(features, y).logits(new)
     assert [auc(logits[:, k], truth[:, k]) for k in range(K)] == pytest.approx([0.5] * K, abs=0.06)
 
 
@@ -173,8 +172,8 @@ def test_the_units_of_the_embedding_do_not_matter():
     features, y = embedded(300, 6, 0)
     new, _ = embedded(50, 6, 1)
     offset, scale = np.linspace(-3, 3, 6, dtype=np.float32), np.logspace(-2, 2, 6, dtype=np.float32)
-    plain = fit_classifier(features, y, seed=0).logits(new)
-    moved = fit_classifier(features * scale + offset, y, seed=0).logits(new * scale + offset)
+    plain = fit_classifier(features, y).logits(new)
+    moved = fit_classifier(features * scale + offset, y).logits(new * scale + offset)
     assert moved == pytest.approx(plain, abs=1e-2)
 
 
@@ -182,8 +181,8 @@ def test_half_precision_embeddings_are_fitted_as_well():
     """Embeddings in float16, as a store may hold them, neither overflow nor lose the signal."""
     features, y = embedded(600, 6, 0)
     new, truth = embedded(400, 6, 1)
-    logits = fit_classifier(features.astype(np.float16), y, seed=0).logits(new.astype(np.float16))
-    assert logits == pytest.approx(fit_classifier(features, y, seed=0).logits(new), abs=0.05)
+    logits = fit_classifier(features.astype(np.float16), y).logits(new.astype(np.float16))
+    assert logits == pytest.approx(fit_classifier(features, y).logits(new), abs=0.05)
     assert auc(logits[:, ANY], truth[:, ANY]) > 0.85
 
 
@@ -192,7 +191,7 @@ def test_a_label_of_one_class_gets_its_log_odds(value):
     """A label never (or always) positive in training is predicted as such, half a case added; the others are fitted."""
     features, y = embedded(200, 6, 0)
     y[:, 0] = value
-    classifier = fit_classifier(features, y, seed=0)
+    classifier = fit_classifier(features, y)
     logits = classifier.logits(features)
     assert (classifier.weight[0] == 0).all()
     assert expit(logits[:, 0]) == pytest.approx((200 * value + 0.5) / 201, rel=1e-4)
@@ -204,28 +203,25 @@ def test_a_dimension_that_never_changes_does_no_harm():
     """A dead unit of the encoder gives no NaN, and no weight, though it cannot be standardised."""
     features, y = embedded(200, 6, 0)
     features[:, 3] = 7
-    classifier = fit_classifier(features, y, seed=0)
+    classifier = fit_classifier(features, y)
     assert np.isfinite(classifier.weight).all()
     assert np.isfinite(classifier.bias).all()
     assert (classifier.weight[:, 3] == 0).all()
 
 
-def test_a_large_set_is_sampled_by_its_seed(monkeypatch):
-    """Above the limit the fit takes a random sample of the rows, labels with them: repeatable, and as good."""
-    features, y = embedded(2000, 6, 0)
-    new, truth = embedded(500, 6, 1)
-
-    def logits(seed):
-        return fit_classifier(features, y, seed=seed).logits(new)
-
-    everything = logits(0)
-    assert (logits(1) == everything).all()  # at or below the limit no sample is drawn
-    monkeypatch.setattr(baselines, "MAX_FIT_SLICES", 400)
-    one = logits(0)
-    assert (one == logits(0)).all()
-    assert (one != logits(1)).any()
-    assert (one != everything).any()
-    assert auc(one[:, ANY], truth[:, ANY]) > 0.9 * auc(everything[:, ANY], truth[:, ANY])
+def test_the_same_rows_give_the_same_classifier_in_any_order():
+    """Nothing is drawn within a fit: all rows count, and neither their order nor a second run changes a thing."""
+    features, y = embedded(400, 6, 0)
+    order = rng_of(1).permutation(400)
+    one, again, mixed = (
+        fit_classifier(features, y),
+        fit_classifier(features, y),
+        fit_classifier(features[order], y[order]),
+    )
+    assert (one.weight == again.weight).all()
+    assert (one.bias == again.bias).all()
+    assert mixed.logits(features) == pytest.approx(one.logits(features), abs=1e-2)
+    assert (fit_classifier(features[:200], y[:200]).weight != one.weight).all()
 
 
 def test_the_limit_is_high_enough_for_a_hospital():

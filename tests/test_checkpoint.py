@@ -24,6 +24,7 @@ from ich_seq.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
+from ich_seq.files import sha256_bytes
 
 NAME = "fold-1"
 
@@ -224,6 +225,32 @@ def test_a_state_with_any_bit_changed_is_none(tmp_path_factory, data):
     assert load_checkpoint(root, NAME) is None
 
 
+@given(data=st.data())
+@settings(deadline=None, max_examples=100)
+def test_facts_with_any_bit_changed_are_none_or_the_same(tmp_path_factory, data):
+    """A step, a loss or a curve that is another by one bit is no state; only a changed blank may pass."""
+    root = tmp_path_factory.mktemp("state")
+    save(root, 1, loss_sum=1.25, curve=[{"epoch": 1, "learnt_loss": 0.7}], refused=["a.dcm"])
+    before = load_checkpoint(root, NAME)
+    assert before is not None
+    path = root / f"{NAME}.json"
+    whole = bytearray(path.read_bytes())
+    whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(whole)
+    after = load_checkpoint(root, NAME)
+    assert after is None or after[1] == before[1]
+
+
+def test_facts_that_were_edited_are_no_state(tmp_path):
+    """Whatever of them is another, sound as the JSON may be, the training starts afresh instead of at another loss."""
+    path = tmp_path / f"{NAME}.json"
+    for key, value in {"step": 2, "loss_sum": 0.5, "file": f"{NAME}-2.safetensors", "more": 0}.items():
+        save(tmp_path, 1, loss_sum=0.25)
+        (tmp_path / f"{NAME}-2.safetensors").write_bytes((tmp_path / f"{NAME}-1.safetensors").read_bytes())
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        assert load_checkpoint(tmp_path, NAME) is None, key
+
+
 @pytest.mark.parametrize("which", [f"{NAME}.json", f"{NAME}-1.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, None])
 def test_a_torn_or_absent_file_is_no_state(tmp_path, which, share):
@@ -263,7 +290,9 @@ def test_a_state_is_read_from_its_own_folder_only(tmp_path):
     (tmp_path / "here").mkdir()
     save(tmp_path / "elsewhere", 1)
     facts = json.loads((tmp_path / "elsewhere" / f"{NAME}.json").read_text())
+    del facts[checkpoint.OWN_HASH]
     facts["file"] = f"../elsewhere/{facts['file']}"
+    facts[checkpoint.OWN_HASH] = sha256_bytes(json.dumps(facts, sort_keys=True).encode())
     (tmp_path / "here" / f"{NAME}.json").write_text(json.dumps(facts))
     assert load_checkpoint(tmp_path / "here", NAME) is None
 

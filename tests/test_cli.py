@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -12,8 +13,31 @@ import pytest
 from click.testing import CliRunner
 
 from ich_seq.cli import EXIT_INTERRUPTED, cli
+from ich_seq.cnn_training import CnnSummary
+from ich_seq.extraction import ExtractionSummary
+from ich_seq.prediction import PredictionSummary
+from ich_seq.studies import Counts
 
 COMMANDS = [cli, *cli.commands.values()]
+OUT = Path("out")
+DONE = {
+    "extract-features": (
+        "ich_seq.extraction",
+        "extract_features",
+        lambda counts: ExtractionSummary(out=OUT, studies=1, counts=counts, in_sample=0),
+    ),
+    "predict": (
+        "ich_seq.prediction",
+        "predict",
+        lambda counts: PredictionSummary(out=OUT, studies=1, counts=counts, predictions=()),
+    ),
+    "train-cnn": (
+        "ich_seq.cnn_training",
+        "train_cnn",
+        lambda counts: CnnSummary(out=OUT, folds=(0,), studies=1, slices=9, unlabelled=(), counts=counts, figures={}),
+    ),
+}
+"""Each command that reads DICOM: its call, and what that returns for some counts."""
 
 
 def run(*arguments: object) -> click.testing.Result:
@@ -48,6 +72,26 @@ def test_a_folder_without_ct_ends_with_4_and_lists_every_file(tmp_path: Path) ->
         ["a.dcm", "rejected", "not_dicom"],
         ["notes.txt", "excluded", "other_file"],
     ]
+
+
+@pytest.mark.parametrize("command", ["extract-features", "predict", "train-cnn"])
+@pytest.mark.parametrize(
+    ("rejected", "torchrun", "code"), [(0, False, 0), (2, False, 3), (0, True, 0), (2, True, 0)], ids=str
+)
+def test_rejected_files_end_with_3_but_not_under_torchrun(command, rejected, torchrun, code, monkeypatch) -> None:
+    """There any other code than 0 is a failure and ends the other processes; stderr says it both ways."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    reasons = {"decode": rejected} if rejected else {}
+    counts = Counts(files=9, used=9 - rejected, excluded=0, rejected=rejected, reasons=reasons)
+    module, name, summary = DONE[command]
+    monkeypatch.setattr(import_module(module), name, lambda *_, **__: summary(counts))
+    more = {"extract-features": [], "predict": ["--bundle", "bundle"], "train-cnn": ["--labels", "labels.csv"]}
+    result = run(command, "in", "--out", "out", "--quiet", *more[command])
+    assert result.exit_code == code
+    assert ("Of 9 files 0 were excluded and 2 rejected (decode 2); out/rejected.csv" in result.stderr) is bool(rejected)
+    assert result.stdout.endswith("-> out\n")
 
 
 def test_an_output_that_cannot_be_written_ends_with_5(tmp_path: Path) -> None:

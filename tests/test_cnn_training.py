@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,6 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from filelock import FileLock
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import RLELossless
 
 from ich_seq import ArtefactError, OutputError, UsageError, cnn_training, figures
 from ich_seq.baselines import constant
@@ -29,11 +29,13 @@ from ich_seq.cli import cli
 from ich_seq.cnn_run import CURVES, ENCODER, FOLD, FOLDS, HELD_OUT, RUN, fold_folder
 from ich_seq.cnn_training import CnnSummary, train_cnn
 from ich_seq.config import Config, load_config
+from ich_seq.distributed import Group
 from ich_seq.extraction import ExtractionSummary, extract_features
 from ich_seq.files import sha256_file, short_hash
 from ich_seq.labels import LABELS, read_labels
 from ich_seq.metrics import weighted_log_loss
 from ich_seq.phantom import PhantomSet, write_dataset
+from ich_seq.reasons import Reason, Unused
 from ich_seq.store import FeatureStore, decode_study, open_store
 from ich_seq.studies import find_studies
 
@@ -49,6 +51,10 @@ SETTINGS = [
 ]
 EVERY = 3
 """Only each third slice of a study is kept, to be quick."""
+
+
+Damage = Callable[[Path], None]
+ELSEWHERE = Unused("elsewhere.dcm", Reason.DECODE, "The pixels cannot be decoded.", "1.2.3")
 
 
 class KilledError(Exception):
@@ -302,6 +308,38 @@ def test_how_often_a_state_is_written_is_no_part_of_a_run(phantoms, one_fold, tm
     assert tree(out) == tree(one_fold)
 
 
+def test_two_processes_that_end_together_both_sum_up(phantoms, trained, one_fold, tmp_path, monkeypatch):
+    """Hours of training are not lost to a lock, and who comes second counts what the first one trained."""
+    out = tmp_path / "cnn"
+    shutil.copytree(one_fold, out)
+    other = FileLock(out / ".lock", thread_local=False)
+
+    def end_beside_another(*_: object, **__: object) -> None:
+        shutil.copytree(fold_folder(trained.out, 1), fold_folder(out, 1))
+        other.acquire()
+        threading.Timer(0.5, end_the_other).start()
+
+    def end_the_other() -> None:
+        shutil.copytree(fold_folder(trained.out, 2), fold_folder(out, 2))
+        other.release()
+
+    monkeypatch.setattr(cnn_training, "_train_fold", end_beside_another)
+    assert train(phantoms, out, fold=1).folds == (0, 1, 2)
+    assert tree(out) == tree(trained.out)
+
+
+def test_a_run_that_another_process_never_lets_go_of_is_told_in_the_end(phantoms, trained, tmp_path, monkeypatch):
+    """Not at once, and with the words that nothing is lost by coming back."""
+    out = tmp_path / "cnn"
+    shutil.copytree(trained.out, out)
+    monkeypatch.setattr(cnn_training, "WAIT_S", 0.2)
+    with (
+        FileLock(out / ".lock"),
+        pytest.raises(OutputError, match=r"has been writing to .* for 0\.2 s; run the same command again later"),
+    ):
+        train(phantoms, out)
+
+
 def start(phantoms: PhantomSet, out: Path) -> Iterator[subprocess.Popen]:
     """Yield a training of fold 0 by a process group of its own, as soon as it has a state."""
     words = [sys.executable, "-m", "ich_seq.cli", *command(phantoms, out, "cnn.checkpoint_minutes=0"), "--quiet"]
@@ -386,18 +424,10 @@ def test_unlabelled_studies_are_named_and_left_out(phantoms, tmp_path):
 # Damaged files
 
 
-def cut_frame(path: Path) -> None:
-    """Compress a slice and cut its only frame: the header is sound, and only decoding the pixels tells."""
-    with pydicom.config.disable_value_validation():
-        dataset = pydicom.dcmread(path)
-        dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
-        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
-        dataset.PixelData = encapsulate([frame[:200]])
-        dataset.save_as(path)
-
-
 @pytest.fixture(scope="module")
-def damaged(phantoms: PhantomSet, trained: CnnSummary, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+def damaged(
+    phantoms: PhantomSet, trained: CnnSummary, tmp_path_factory: pytest.TempPathFactory, cut_frame: Damage
+) -> tuple:
     """The same files with a frame of fold 0 cut, a file of fold 1 cut short, and one that is no slice."""
     root = tmp_path_factory.mktemp("damaged")
     shutil.copytree(phantoms.dicom, root / "dicom")
@@ -407,6 +437,16 @@ def damaged(phantoms: PhantomSet, trained: CnnSummary, tmp_path_factory: pytest.
     path.write_bytes(path.read_bytes()[:-900])
     (root / "dicom" / "notes.txt").write_text("no slice")
     return replace(phantoms, dicom=root / "dicom"), broken, short
+
+
+def check_account(summary: CnnSummary, n_files: int) -> None:
+    """Every file is used or a row of rejected.csv, and the record says so."""
+    counts, listed = summary.counts, pd.read_csv(summary.out / "rejected.csv", dtype=str)
+    assert (counts.files, counts.used + counts.excluded + counts.rejected) == (n_files, n_files)
+    assert (listed["fate"] == "rejected").sum() == counts.rejected
+    assert listed["file"].is_unique
+    assert len(listed) == n_files - counts.used
+    assert json.loads((summary.out / RUN).read_text())["counts"] == asdict(counts)
 
 
 def test_a_damaged_slice_costs_itself_only(damaged, trained, tmp_path):
@@ -437,6 +477,41 @@ def test_a_slice_that_only_the_fold_held_out_has_is_reported_too(damaged, tmp_pa
     summary = train(phantoms, tmp_path / "cnn", "cnn.patience=1", "cnn.epochs=1", fold=0)
     assert summary.counts.rejected == 2
     assert f"{broken}.dcm,rejected,decode" in (tmp_path / "cnn" / "rejected.csv").read_text()
+    check_account(summary, phantoms.n_files + 1)
+
+
+class Beside(Group):
+    """A group in which another process could not read a slice of its share."""
+
+    def gather(self, part):
+        """Let the other one be heard, where slices are named."""
+        return [part, {ELSEWHERE}] if isinstance(part, set) else [part]
+
+
+def test_a_slice_that_only_another_process_met_is_reported_too(phantoms, tmp_path, monkeypatch):
+    """The first process alone writes rejected.csv; what it did not read itself must reach it."""
+    monkeypatch.setattr(cnn_training, "joined_group", lambda device: nullcontext(Beside()))
+    summary = train(phantoms, tmp_path / "cnn", "cnn.epochs=1", fold=0)
+    assert summary.counts.reasons == {"decode": 1}
+    assert "elsewhere.dcm,rejected,decode" in (tmp_path / "cnn" / "rejected.csv").read_text()
+    check_account(summary, phantoms.n_files)
+
+
+def test_a_neighbour_without_labels_that_cannot_be_read_is_reported(phantoms, tmp_path, cut_frame):
+    """It is learnt from by nobody, but shown beside two slices that are: rejected once, and not counted as used."""
+    order = pd.read_csv(phantoms.order, dtype=str)
+    middle = order[order["study"] == order["study"].iloc[0]]["sop"].iloc[3]
+    shutil.copytree(phantoms.dicom, tmp_path / "dicom")
+    cut_frame(tmp_path / "dicom" / f"{middle}.dcm")
+    labels = pd.read_csv(phantoms.labels, dtype=str)
+    labels[labels["ID"].str.rsplit("_", n=1).str[0] != middle].to_csv(tmp_path / "labels.csv", index=False)
+    some = replace(phantoms, dicom=tmp_path / "dicom")
+    out = tmp_path / "cnn"
+    more = ["cnn.epochs=1", "slices.neighbours=[-1, 0, 1]"]
+    summary = train(some, out, *more, labels=tmp_path / "labels.csv", fold=0)
+    assert summary.counts.reasons == {"decode": 1}
+    assert f"{middle}.dcm,rejected,decode" in (out / "rejected.csv").read_text()
+    check_account(summary, phantoms.n_files)
 
 
 # The command
@@ -476,6 +551,13 @@ def test_what_cannot_be_trained_is_refused_and_claims_no_folder(phantoms, tmp_pa
     assert (result.exit_code, result.stdout) == (2, "")
     assert sentence in result.stderr
     assert not (out / "plan.json").exists()
+
+
+def test_a_fold_that_there_is_not_is_refused_before_any_file_is_read(phantoms, tmp_path, monkeypatch):
+    """Headers of a large data set take minutes; a slip of the finger is told at once."""
+    monkeypatch.setattr(cnn_training, "find_studies", lambda *_, **__: pytest.fail("read first"))
+    with pytest.raises(UsageError, match=r"There is no fold 9: cnn\.folds is 3, counted from 0"):
+        train(phantoms, tmp_path / "cnn", fold=9)
 
 
 def test_labels_of_other_slices_are_refused(phantoms, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ich_seq import UsageError
-from ich_seq.devices import autocast, choose_device, default_workers, keep_memory
+from ich_seq.devices import autocast, choose_device, choose_workers, keep_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,7 +109,7 @@ def test_workers_are_the_cores_this_process_may_use(monkeypatch):
     """A container or taskset that allows three of many cores gets three workers."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert default_workers() == 3
+    assert choose_workers(None) == 3
 
 
 @pytest.mark.parametrize(("cores", "wanted"), [(8, 8), (None, 1)])
@@ -117,7 +117,13 @@ def test_workers_where_the_system_knows_no_affinity(monkeypatch, cores, wanted):
     """Elsewhere it is the number of cores, and one where not even that is known."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert default_workers() == wanted
+    assert choose_workers(None) == wanted
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 7])
+def test_workers_that_are_asked_for_are_taken(wanted):
+    """None at all is a number too, and more than there are cores is no mistake."""
+    assert choose_workers(wanted) == wanted
 
 
 # ---- memory ----

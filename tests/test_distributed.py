@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
 
 from ich_seq.cnn_run import CURVES, ENCODER, FOLD, HELD_OUT, RUN, fold_folder
 from ich_seq.cnn_training import train_cnn
-from ich_seq.config import load_config
+from ich_seq.config import Config, load_config
 from ich_seq.distributed import Group, joined_group, local_device
 from ich_seq.phantom import PhantomSet, write_dataset
 
@@ -62,6 +65,10 @@ def train_command(phantoms: PhantomSet, out: Path, *more: str) -> list[object]:
     settings = [word for setting in [*SETTINGS, *more] for word in ("--set", setting)]
     data = [phantoms.dicom, "--labels", phantoms.labels, "--out", out, "--fold", 0, "--device", "cpu"]
     return ["-m", "ich_seq.cli", "train-cnn", *data, *settings]
+
+
+def settings(*more: str) -> Config:
+    return load_config(overrides=[*SETTINGS, *more])
 
 
 def environment() -> dict[str, str]:
@@ -211,6 +218,29 @@ def test_two_processes_terminated_together_go_on_to_the_same_bytes(phantoms, tog
     whole = fold_folder(together[0], 0)
     for name in (ENCODER, HELD_OUT, FOLD):
         assert (fold_folder(out, 0) / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_what_either_process_could_not_read_is_rejected_and_torchrun_is_content(phantoms, tmp_path, cut_frame):
+    """Two slices side by side in the fold held out, which only its prediction meets, one slice a process."""
+    shutil.copytree(phantoms.dicom, tmp_path / "dicom")
+    more = ["cnn.patience=1", "cnn.epochs=1"]
+    train_cnn(phantoms.dicom, phantoms.labels, tmp_path / "sound", settings(*more), fold=0, device="cpu", workers=0)
+    victims = [f"{sop}.dcm" for sop in pd.read_csv(fold_folder(tmp_path / "sound", 0) / HELD_OUT)["sop_uid"][4:6]]
+    for name in victims:
+        cut_frame(tmp_path / "dicom" / name)
+    out = tmp_path / "cnn"
+    command = torchrun(*train_command(replace(phantoms, dicom=tmp_path / "dicom"), out, *more), "--json", "--quiet")
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stderr
+    assert "2 rejected (" in done.stderr
+    told = json.loads(done.stdout)
+    assert told["reasons"]["decode"] == told["rejected"] == 2
+    assert told["files"] == told["used"] + told["excluded"] + 2 == phantoms.n_files
+    listed = pd.read_csv(out / "rejected.csv", dtype=str).query("fate == 'rejected'")
+    assert sorted(listed["file"]) == sorted(victims)
+    assert json.loads((out / RUN).read_text())["counts"]["rejected"] == 2
 
 
 @pytest.mark.slow

@@ -9,10 +9,12 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +193,17 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, python)
     holder.wait()
     with locked_folder(out):
         write_bytes(out / "a", b"1")
+
+
+def test_a_folder_that_is_soon_free_is_waited_for(tmp_path):
+    """Who waits gets it when the holder lets go; if that takes too long, the sentence says what to do."""
+    holder = FileLock(tmp_path / ".lock", thread_local=False)
+    holder.acquire()
+    threading.Timer(0.3, holder.release).start()
+    with locked_folder(tmp_path, wait_s=30):
+        assert not holder.is_locked
+    with holder, pytest.raises(OutputError, match=r"writing to .* for 0\.2 s; run the same command again later"):
+        locked_folder(tmp_path, wait_s=0.2).__enter__()
 
 
 def test_a_refused_process_sweeps_nothing(tmp_path, python):

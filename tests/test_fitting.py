@@ -6,9 +6,12 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ from ich_seq.samples import LabelledSlices, label_slices
 from ich_seq.studies import find_studies
 from ich_seq.weights import tensor_bytes
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCH_NORM, LAYER_NORM = "test_efficientnet", "test_convnext"
 SIDE, FIELD_MM, STUDIES, SLICES = 32, 128, 10, 8
 BRAIN_HU, BLOOD_HU = 32, 80
@@ -184,11 +188,14 @@ def network_of(task: Task, tensors: dict[str, Tensor]) -> SliceNetwork:
 # Learning
 
 
-@pytest.mark.parametrize(("arch", "precision"), [(BATCH_NORM, "fp32")])
-def test_a_network_learns_what_any_eye_can_tell(bleeds, tmp_path, arch, precision):
-    """On blobs of blood the loss on patients not learnt from falls below half of what the prevalence scores."""
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_learns_what_any_eye_can_tell(bleeds, tmp_path, precision):
+    """On blobs of blood the loss on patients not learnt from falls below half of what the prevalence scores.
+
+    With this network to 0.06 of it, in both precisions, so that no other rounding moves it above.
+    """
     learn = np.flatnonzero((bleeds.study != 6) & (bleeds.study != 7))
-    task = task_on(bleeds, arch, learn=learn, epochs=14, precision=precision, ema=0.9)
+    task = task_on(bleeds, BATCH_NORM, learn=learn, epochs=14, precision=precision, ema=0.9)
     fitted = train(task, tmp_path)
     assert watched(fitted)[-1] < 0.5 * constants_loss(task)
     assert watched(fitted)[-1] < watched(fitted)[0]
@@ -356,6 +363,52 @@ def test_the_number_of_workers_changes_no_byte(bleeds, tmp_path):
     alone = train(task_on(bleeds, BATCH_NORM, **settings), tmp_path / "0")
     helped = train(task_on(bleeds, BATCH_NORM, workers=2, **settings), tmp_path / "2")
     assert in_bytes(alone) == in_bytes(helped)
+
+
+def test_on_a_cpu_no_process_is_forked(bleeds, tmp_path, monkeypatch):
+    """OpenVINO or OpenMP may run threads by then, and what is forked beside them can hang or crash."""
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    fitted = train(task_on(bleeds, workers=2, epochs=1), tmp_path)
+    assert len(fitted.curve) == 1
+
+
+PROCESSES = """
+import sys, torch
+from dataclasses import replace
+from pathlib import Path
+from ich_seq.config import Augment, Cnn, Config
+from ich_seq.distributed import Group
+from ich_seq.encoder import build_encoder
+from ich_seq.fitting import Task, _keys, _samples, steps_an_epoch
+from ich_seq.labels import read_labels
+from ich_seq.samples import label_slices
+from ich_seq.studies import find_studies
+import numpy as np
+
+root = Path(sys.argv[1])
+slices, _ = label_slices(find_studies(root / "dicom").studies, read_labels(root / "labels.csv"))
+chosen = {"slices": {"size": 32, "field_mm": 128}, "encoder": {"arch": "test_convnext", "weights": "random"}}
+task = Task(
+    fold=0, slices=slices, spec=build_encoder(Config.model_validate(chosen)).spec, learn=np.arange(64),
+    watch=np.arange(64, 80), options=Cnn(epochs=1, batch_slices=16), augment=Augment(), group=Group(),
+    device=torch.device("cpu"), workers=0,
+)
+made = {}
+for device, workers in (("cpu", 0), ("cpu", 2), ("cuda", 2)):
+    like = replace(task, device=torch.device(device), workers=workers)
+    samples = list(_samples(like, _keys(like, steps_an_epoch(like), 0)))
+    made[device, workers] = [torch.cat([getattr(s, name) for s in samples]) for name in ("shown", "targets", "known")]
+first, *others = made.values()
+print(len(first[0]), [torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)])
+"""
+
+
+def test_processes_and_threads_read_the_same_bytes(bleeds):
+    """On a CPU threads read ahead, for a GPU processes do; in a process of its own, as these are forked."""
+    root = bleeds.header(0).path.parents[1]
+    command = [sys.executable, "-c", PROCESSES, str(root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"64 {[True] * 6}", done.stderr
 
 
 def test_a_batch_in_parts_is_learnt_like_a_whole_one(bleeds, tmp_path):
@@ -537,6 +590,52 @@ class Beside(Group):
     def gather(self, part):
         """Let the other one be heard."""
         return [part, {ELSEWHERE}] if isinstance(part, set) else [part]
+
+
+def test_a_state_names_what_the_other_processes_could_not_read(bleeds, tmp_path):
+    """The first process writes for all; what only the others met would be lost with them."""
+    Training(task_on(bleeds, group=Beside()), encoder_of()).save(tmp_path)
+    taken_up = Training(task_on(bleeds), encoder_of())
+    taken_up.restore(tmp_path)
+    assert taken_up.refused == {ELSEWHERE}
+
+
+def test_a_result_names_what_the_other_processes_could_not_read(bleeds):
+    """Also what they met after the last state."""
+    assert Training(task_on(bleeds, group=Beside()), encoder_of()).result().refused == (ELSEWHERE,)
+
+
+@dataclass(frozen=True)
+class Recorded(Group):
+    """One of two processes that are run after each other: each is heard by the later one."""
+
+    parts: list[Any] = field(default_factory=list)
+
+    def gather(self, part):
+        """Hear the earlier ones; the first of them hears nothing in the place of the others."""
+        self.parts.append(part)
+        nothing = np.zeros((0, len(LABELS))), np.zeros(0, bool), set()
+        return [self.parts[r] if r < len(self.parts) else nothing for r in range(self.size)]
+
+
+def test_all_processes_know_which_slices_none_of_them_could_read(damaged):
+    """Two that share the rows say of each what one alone says, those of the second among them, and name all refused."""
+    slices, victims = damaged
+    rows = np.arange(len(slices))
+    network = Training(task_on(slices), encoder_of()).network
+    torch.nn.init.normal_(network.head.weight)
+    logits, known, refused = predict_rows(network, task_on(slices), rows, precision="fp32")
+    parts: list[Any] = []
+    with suppress(ValueError):  # the first one is alone yet
+        predict_rows(network, task_on(slices, group=Recorded(0, 2, parts)), rows, precision="fp32")
+    group = Recorded(1, 2, parts)
+    together, known_together, refused_together = predict_rows(
+        network, task_on(slices, group=group), rows, precision="fp32"
+    )
+    assert known_together.tolist() == known.tolist()
+    assert np.allclose(together, logits, atol=1e-5)
+    assert {u.file for u in refused_together} == {u.file for u in refused} == victims
+    assert 0 < len(parts[1][2]) <= len(victims)
 
 
 def test_a_part_without_any_slice_that_can_be_read_is_no_accident(damaged, tmp_path):

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from scipy.special import expit
 
 from ich_seq import ArtefactError, UsageError, __version__
-from ich_seq.calibration import blend
+from ich_seq.calibration import Calibration
 from ich_seq.config import Extract, Rnn
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, save_encoder
 from ich_seq.engines import Embedder, Execution
@@ -33,7 +33,7 @@ from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import read_tensors, write_tensors
 
-SCHEMA = "ich-seq bundle 2"
+SCHEMA = "ich-seq bundle 3"
 CARD = "bundle.json"
 INTENDED_USE = (
     "Research use only; not a medical device. Ranks non-contrast head CT studies and slices by the "
@@ -47,11 +47,11 @@ def encoder_file(number: int) -> str:
     return f"encoder-{number}.safetensors"
 
 
-class Shares(NamedTuple):
-    """The share of the sequence model in each label's blend, (K,), for slices and for studies."""
+class Calibrations(NamedTuple):
+    """How base and sequence model become probabilities, of slices and of studies."""
 
-    slices: NDArray[np.float64]
-    studies: NDArray[np.float64]
+    slices: Calibration
+    studies: Calibration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class Bundle:
 
     embedders: dict[int, Embedder]
     models: tuple[SequenceModel, ...]
-    shares: Shares
+    calibrations: Calibrations
     card: dict[str, Any]
     card_sha256: str
 
@@ -75,8 +75,8 @@ class Bundle:
             [torch.stack([view[which][level] for view in said]).mean(dim=0) for level in range(2)] for which in range(2)
         )
         slices, studies = (
-            expit(blend(b[0].cpu().double().numpy(), r[0].cpu().double().numpy(), share))
-            for b, r, share in zip(base, refined, self.shares, strict=True)
+            expit(calibration.logits(b[0].cpu().double().numpy(), r[0].cpu().double().numpy()))
+            for b, r, calibration in zip(base, refined, self.calibrations, strict=True)
         )
         return slices, studies
 
@@ -93,7 +93,7 @@ def save_bundle(
     encoders: Sequence[SliceEncoder],
     execution: Execution,
     models: Sequence[SequenceModel],
-    shares: Shares,
+    calibrations: Calibrations,
     facts: dict[str, Any],
 ) -> None:
     """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
@@ -112,7 +112,10 @@ def save_bundle(
         "encoders": [asdict(encoder.spec) | {"file": encoder_file(k)} for k, encoder in enumerate(encoders)],
         "execution": asdict(execution),
         "rnn": {"dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
-        "blend": {name: share.tolist() for name, share in shares._asdict().items()},
+        "calibration": {
+            level: {name: numbers.tolist() for name, numbers in asdict(fitted).items()}
+            for level, fitted in calibrations._asdict().items()
+        },
         **facts,
     }
     write_json(root / CARD, card)
@@ -149,7 +152,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         return Bundle(
             embedders={k: Embedder(encoder, execution, device) for k, encoder in enumerate(encoders)},
             models=tuple(_model(root, card["rnn"], entry).to(device) for entry in card["rnn"]["files"]),
-            shares=Shares(*(_shares(card["blend"][name]) for name in Shares._fields)),
+            calibrations=Calibrations(**{level: _calibration(of) for level, of in card["calibration"].items()}),
             card=card,
             card_sha256=sha256_file(path),
         )
@@ -165,13 +168,20 @@ def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
     return load_encoder(spec, root / _plain_name(described["file"]))
 
 
-def _shares(values: list[float]) -> NDArray[np.float64]:
+def _calibration(described: dict[str, list[float]]) -> Calibration:
+    calibration = Calibration(**{name: _numbers(values) for name, values in described.items()})
+    if not ((calibration.share >= 0) & (calibration.share <= 1) & (calibration.slope > 0)).all():
+        raise ValueError(f"{described} is no calibration: shares lie in 0..1, slopes above 0")
+    return calibration
+
+
+def _numbers(values: list[float]) -> NDArray[np.float64]:
     if not all(type(value) is float for value in values):
-        raise TypeError("shares are numbers")
-    shares = np.array(values, np.float64)
-    if shares.shape != (len(LABELS),) or not ((shares >= 0) & (shares <= 1)).all():
-        raise ValueError(f"{values} are no shares of six labels")
-    return shares
+        raise TypeError("a calibration is made of numbers")
+    numbers = np.array(values, np.float64)
+    if numbers.shape != (len(LABELS),) or not np.isfinite(numbers).all():
+        raise ValueError(f"{values} are no numbers of six labels")
+    return numbers
 
 
 def _vouched(value: Any) -> str:

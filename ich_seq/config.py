@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ich_seq import UsageError
 
@@ -91,11 +91,24 @@ class Extract(Section):
 class Rnn(Section):
     """The sequence model."""
 
-    projection: int = Field(default=128, ge=1)
-    hidden: int = Field(default=96, ge=1)
-    layers: int = Field(default=2, ge=1)
+    projection: int = Field(default=32, ge=1)
+    hidden: int = Field(default=48, ge=1)
+    layers: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.3, ge=0, lt=1)
+    cell: Literal["gru", "lstm", "transformer", "conv"] = "gru"
     position: bool = True
+    smoothing: int = Field(default=3, ge=0)
+    deltas: bool = False
+    study_head: Literal["attention", "max"] = "attention"
+    both_ways: bool = False
+    slice_dropout: float = Field(default=0.0, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _shared_among_heads(self) -> Rnn:
+        if self.cell == "transformer" and self.hidden % 2:
+            raise ValueError("a transformer has 4 heads that share 2 x hidden; choose an even rnn.hidden")
+        return self
 
 
 class Train(Section):
@@ -107,13 +120,19 @@ class Train(Section):
     epochs: int = Field(default=40, ge=1)
     batch_studies: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
+    weight_decay: float = Field(default=1.0, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0)
     patience: int = Field(default=10, ge=1)
     thin: float = Field(default=0.5, ge=0, le=1)
     reverse: float = Field(default=0.5, ge=0, le=1)
     study_loss: float = Field(default=0.25, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    average_epochs: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1)
+    calibration: Literal["platt", "temperature", "none"] = "platt"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_minutes: float = Field(default=1.0, ge=0)
 
 
 class Config(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_seq.labels import LABELS
-from ich_seq.metrics import LOSS_WEIGHTS, Estimate, RankedScores, bootstrap, log_losses
+from ich_seq.metrics import LOSS_WEIGHTS, Estimate, Resamples, auc, log_losses
 
 RESAMPLES = 1000
 Floats = NDArray[np.float64]
@@ -62,52 +62,65 @@ def judge(predicted: Mapping[str, Predicted], truth: Truth, *, seed: int, agains
     a figure a label (None where a class is absent). `difference_to_<against>` is the paired difference
     of the slices' loss and AUCs to that predictor's.
     """
-    result: dict[str, Any] = {name: _figures(p, truth, seed) for name, p in predicted.items()}
-    for name, figures in result.items():
+    of_slices = Resamples(truth.slice_patients, resamples=RESAMPLES, seed=seed)
+    of_studies = Resamples(truth.study_patients, resamples=RESAMPLES, seed=seed)
+    slices = {name: _measure(p.slices, truth.slices, of_slices) for name, p in predicted.items()}
+    studies = {name: _measure(p.studies, truth.studies, of_studies) for name, p in predicted.items()}
+    result: dict[str, Any] = {
+        name: {
+            "slice_loss": slices[name].loss.json(),
+            "study_loss": studies[name].loss.json(),
+            "slice_auc": slices[name].auc_json(),
+            "study_auc": studies[name].auc_json(),
+        }
+        for name in predicted
+    }
+    for name in predicted:
         if against is not None and name != against:
-            figures[f"difference_to_{against}"] = _differences(predicted[name], predicted[against], truth, seed)
+            difference = slices[name] - slices[against]
+            result[name][f"difference_to_{against}"] = {
+                "slice_loss": difference.loss.json(),
+                "slice_auc": difference.auc_json(),
+            }
     return result
 
 
-def _figures(p: Predicted, truth: Truth, seed: int) -> dict[str, Any]:
-    return {
-        "slice_loss": _json(_loss(p.slices, truth.slices, truth.slice_patients, seed)),
-        "study_loss": _json(_loss(p.studies, truth.studies, truth.study_patients, seed)),
-        "slice_auc": _aucs(p.slices, truth.slices, truth.slice_patients, seed),
-        "study_auc": _aucs(p.studies, truth.studies, truth.study_patients, seed),
-    }
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A figure and its value in each resample, (R,)."""
+
+    value: float
+    values: Floats
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        return Resampled(self.value - other.value, self.values - other.values)
+
+    def json(self) -> dict[str, float] | None:
+        """Return the figure with its interval, or None if there is none."""
+        return _json(Estimate.of(self.value, self.values))
 
 
-def _loss(probabilities: Floats, targets: NDArray[np.uint8], patients: NDArray[np.str_], seed: int) -> Estimate:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The loss and the AUC of each label, of one predictor or of a paired difference."""
+
+    loss: Resampled
+    aucs: tuple[Resampled, ...]
+
+    def __sub__(self, other: Measured) -> Measured:
+        return Measured(self.loss - other.loss, tuple(a - b for a, b in zip(self.aucs, other.aucs, strict=True)))
+
+    def auc_json(self) -> dict[str, dict[str, float] | None]:
+        """Return the AUC of each label by name."""
+        return {label: auc.json() for label, auc in zip(LABELS, self.aucs, strict=True)}
+
+
+def _measure(probabilities: Floats, targets: NDArray[np.uint8], resamples: Resamples) -> Measured:
     rows = log_losses(probabilities, targets) @ LOSS_WEIGHTS
-    return bootstrap(lambda w: float(np.average(rows, weights=w)), patients, resamples=RESAMPLES, seed=seed)
-
-
-def _aucs(
-    probabilities: Floats, targets: NDArray[np.uint8], patients: NDArray[np.str_], seed: int
-) -> dict[str, dict[str, float] | None]:
-    return {
-        label: _json(
-            bootstrap(RankedScores(probabilities[:, k], targets[:, k]).auc, patients, resamples=RESAMPLES, seed=seed)
-        )
-        for k, label in enumerate(LABELS)
-    }
-
-
-def _differences(a: Predicted, b: Predicted, truth: Truth, seed: int) -> dict[str, Any]:
-    """Return loss and AUCs of slices, `a` minus `b`, on the same resamples of patients."""
-    rows = (log_losses(a.slices, truth.slices) - log_losses(b.slices, truth.slices)) @ LOSS_WEIGHTS
-    patients = truth.slice_patients
-    aucs = {}
-    for k, label in enumerate(LABELS):
-        first, second = (RankedScores(p.slices[:, k], truth.slices[:, k]) for p in (a, b))
-        aucs[label] = _json(bootstrap(_auc_difference(first, second), patients, resamples=RESAMPLES, seed=seed))
-    loss = bootstrap(lambda w: float(np.average(rows, weights=w)), patients, resamples=RESAMPLES, seed=seed)
-    return {"slice_loss": _json(loss), "slice_auc": aucs}
-
-
-def _auc_difference(a: RankedScores, b: RankedScores) -> Callable[[Floats | None], float]:
-    return lambda weights: a.auc(weights) - b.auc(weights)
+    return Measured(
+        Resampled(float(rows.mean()), resamples.means(rows)),
+        tuple(Resampled(auc(p, y), resamples.aucs(p, y)) for p, y in zip(probabilities.T, targets.T, strict=True)),
+    )
 
 
 def _json(estimate: Estimate) -> dict[str, float] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 
 LOSS_WEIGHTS = np.array([1, 1, 1, 1, 1, 2]) / 7
 """RSNA 2019: the log loss of `any` counts twice. (K,), summing to 1."""
@@ -15,6 +16,9 @@ CLIP = 1e-5
 """Probabilities are kept this far from 0 and 1, as the winners did: one sure mistake would cost all."""
 
 Floats = NDArray[np.float64]
+
+CHUNK_NUMBERS = 8_000_000
+"""Numbers held at once while resampling: 64 MB as float64."""
 
 
 def log_losses(probabilities: Floats, targets: NDArray[np.uint8]) -> Floats:
@@ -70,8 +74,61 @@ class Estimate:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float, resampled: Floats) -> Estimate:
+        """Take the percentile interval of resampled values; those that are NaN (a class absent) do not count."""
+        known = resampled[~np.isnan(resampled)]
+        low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+        return cls(value, float(low), float(high))
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class Resamples:
+    """How often each of R bootstrap samples holds each of the P patients of M rows: `weights` (R, P), `index` (M,).
+
+    Rows of one patient are no independent evidence, so whole patients are drawn with replacement. Seeded,
+    hence repeatable; a difference of two models on the same resamples is paired.
+    """
+
+    def __init__(self, patients: NDArray[np.str_], *, resamples: int = 2000, seed: int = 0) -> None:
+        unique, self.index = np.unique(patients, return_inverse=True)
+        even = np.full(len(unique), 1 / len(unique))
+        self.weights = np.random.default_rng(seed).multinomial(len(unique), even, size=resamples).astype(np.float32)
+
+    def means(self, values: Floats) -> Floats:
+        """Return the mean of M values in each resample, (R,)."""
+        sums, counts = (np.bincount(self.index, v, minlength=self.weights.shape[1]) for v in (values, None))
+        return np.asarray((self.weights @ sums) / (self.weights @ counts.astype(float)))
+
+    def aucs(self, scores: Floats, targets: NDArray[np.uint8]) -> Floats:
+        """Return the AUC of M scores in each resample, (R,), NaN where a class is absent.
+
+        Only the place of a negative among the positives matters, so each patient's rows are counted
+        between the distinct scores of positives; a resample is then a weighted sum of such counts.
+        """
+        positive = targets > 0
+        if np.isnan(scores).any() or not positive.any():
+            return np.full(len(self.weights), np.nan)
+        marks = np.unique(scores[positive])
+        at = 2 * np.searchsorted(marks, scores, side="left") + np.isin(scores, marks)
+        shape = self.weights.shape[1], 2 * len(marks) + 1
+        of = [
+            coo_array((np.ones(int(rows.sum()), np.float32), (self.index[rows], at[rows])), shape).tocsr()
+            for rows in (positive, ~positive)
+        ]
+        size = max(1, CHUNK_NUMBERS // shape[1])
+        chunks = (self.weights[i : i + size] for i in range(0, len(self.weights), size))
+        return np.concatenate([_weighted_aucs(*((counts.T @ w.T).T for counts in of)) for w in chunks])
+
+
+def _weighted_aucs(positives: NDArray[np.float32], negatives: NDArray[np.float32]) -> Floats:
+    """Return AUCs from counts at ascending scores, (R, G) each."""
+    below = np.cumsum(negatives, axis=1, dtype=np.float64)
+    wins = np.einsum("rg,rg->r", positives, below - negatives / 2)
+    pairs: Floats = positives.sum(axis=1, dtype=np.float64) * below[:, -1]
+    return np.asarray(np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
 
 
 def bootstrap(
@@ -81,17 +138,10 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Return a statistic of M rows with its 95 % percentile interval, resampling patients.
+    """Return any statistic of M rows with its 95 % interval over resampled patients, slowly.
 
-    Rows of one patient are no independent evidence, so whole patients are drawn with replacement:
-    `statistic` gets (M,) weights that say how often each row was drawn, None for the data as they
-    are. Resamples in which it is NaN (a class absent) do not count. Seeded, hence repeatable; a
-    difference of two models is paired if one statistic takes both.
+    `statistic` gets (M,) weights that say how often each row was drawn, None for the data as they are.
     """
-    unique, index = np.unique(patients, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    even = np.full(len(unique), 1 / len(unique))
-    values = np.array([statistic(rng.multinomial(len(unique), even)[index].astype(float)) for _ in range(resamples)])
-    values = values[~np.isnan(values)]
-    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
-    return Estimate(statistic(None), float(low), float(high))
+    drawn = Resamples(patients, resamples=resamples, seed=seed)
+    values = [statistic(weights[drawn.index].astype(np.float64)) for weights in drawn.weights]
+    return Estimate.of(statistic(None), np.array(values))

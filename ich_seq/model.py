@@ -1,4 +1,4 @@
-"""The sequence model: a bidirectional GRU over the slices of a study, packed so that padding is never seen."""
+"""The sequence model: what a slice classifier says, corrected by a cell that has read the study both ways."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, gelu
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ich_seq.cells import build_cell, valid_steps
 from ich_seq.config import Rnn
 from ich_seq.labels import LABELS
 from ich_seq.metrics import LOSS_WEIGHTS
@@ -30,30 +30,25 @@ class Logits(NamedTuple):
 
 
 class SequenceModel(nn.Module):
-    """What a classifier of single slices says, corrected by a bidirectional GRU that has read the neighbours.
+    """What a classifier of single slices says, corrected by a cell that has read the neighbours.
 
-    The GRU adds to the classifier's logits and starts from adding nothing. A study's logits are the same
+    The cell adds to the classifier's logits and starts from adding nothing. A study's logits are the same
     alone, in any batch, in any order and whatever the padding holds.
     """
 
     def __init__(self, dim: int, config: Rnn) -> None:
         super().__init__()
         self.dim, self.config = dim, config
-        labels, width = len(LABELS), 2 * config.hidden + config.projection
+        labels, seen = len(LABELS), config.projection * (3 if config.deltas else 1)
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, config.projection)
         self.project_norm = nn.LayerNorm(config.projection)
         self.dropout = nn.Dropout(config.dropout)
-        self.gru = nn.GRU(
-            config.projection + labels + POSITION_FEATURES * config.position,
-            config.hidden,
-            config.layers,
-            batch_first=True,
-            bidirectional=True,
-            dropout=config.dropout if config.layers > 1 else 0.0,
-        )
+        self.cell = build_cell(seen + labels + POSITION_FEATURES * config.position, config)
+        width = self.cell.width + config.projection
         self.correction = _silent_linear(width, labels)
-        self.attention = _silent_linear(width, labels)
+        self.smoothing = _silent_linear(2 * config.smoothing * labels, labels) if config.smoothing else None
+        self.attention = _silent_linear(width, labels) if config.study_head == "attention" else None
         self.study_bias = nn.Parameter(torch.zeros(labels))
 
     def forward(self, features: Tensor, positions_mm: Tensor, lengths: Tensor, base_logits: Tensor) -> Logits:
@@ -66,25 +61,79 @@ class SequenceModel(nn.Module):
         if lengths.shape != features.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > longest:
             raise ValueError(f"lengths {lengths.tolist()} do not fit features of shape {tuple(features.shape)}")
         real = valid_steps(lengths, longest, features.device)[..., None]
-        features = torch.where(real, features, 0)
         base = torch.where(real, base_logits, 0)
-        projected = self._project(features)
-        inputs = [projected, base * BASE_SCALE]
-        if self.config.position:
-            inputs.append(describe_positions(positions_mm, lengths))
-        seen = self.dropout(torch.cat([self._run(torch.cat(inputs, dim=-1), lengths, longest), projected], dim=-1))
+        projected = self._project(torch.where(real, features, 0))
+        context = self.cell(self._describe(projected, base, positions_mm, lengths, real), lengths)
+        seen = self.dropout(torch.cat([context, projected], dim=-1))
         slices = base + self.correction(seen)
-        share = torch.where(real, slices + self.attention(seen), -torch.inf).softmax(dim=1)
-        return Logits(slices, (share * slices).sum(dim=1) + self.study_bias)
+        if self.smoothing is not None:
+            slices = slices + self.smoothing(beside(base, lengths, self.config.smoothing))
+        return Logits(slices, self._of_study(slices, seen, real))
 
     def _project(self, features: Tensor) -> Tensor:
         projected: Tensor = self.project_norm(self.dropout(gelu(self.project(self.dropout(self.norm(features))))))
+        if self.training and self.config.noise:
+            projected = projected + self.config.noise * torch.randn_like(projected)
         return projected
 
-    def _run(self, inputs: Tensor, lengths: Tensor, longest: int) -> Tensor:
-        packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
-        context, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=longest)
-        return context
+    def _describe(self, projected: Tensor, base: Tensor, positions_mm: Tensor, lengths: Tensor, real: Tensor) -> Tensor:
+        """Return what the cell is given of each slice; in training some slices are blank to the cell."""
+        given = torch.cat([projected, base * BASE_SCALE], dim=-1)
+        if self.training and self.config.slice_dropout:
+            given = given * (torch.rand_like(given[..., :1]) >= self.config.slice_dropout)
+        inputs = [given]
+        if self.config.deltas:
+            inputs += differences(given[..., : self.config.projection], real)
+        if self.config.position:
+            inputs.append(describe_positions(positions_mm, lengths).to(given.dtype))
+        return torch.cat(inputs, dim=-1)
+
+    def _of_study(self, slices: Tensor, seen: Tensor, real: Tensor) -> Tensor:
+        """Return the logits of the studies, (B, K): of slices, weighed by attention or the largest."""
+        if self.attention is None:
+            return torch.where(real, slices, -torch.inf).amax(dim=1) + self.study_bias
+        share = torch.where(real, slices + self.attention(seen), -torch.inf).softmax(dim=1)
+        return (share * slices).sum(dim=1) + self.study_bias
+
+    def judge(self, features: Tensor, positions_mm: Tensor, lengths: Tensor, base_logits: Tensor) -> Logits:
+        """Return what is said of studies in use: `forward`, or the mean with the study read head and feet exchanged."""
+        said: Logits = self(features, positions_mm, lengths, base_logits)
+        if not self.config.both_ways:
+            return said
+        turned = [turn_round(x, lengths) for x in (features, -positions_mm[..., None], base_logits)]
+        back: Logits = self(turned[0], turned[1][..., 0], lengths, turned[2])
+        return Logits((said.slices + turn_round(back.slices, lengths)) / 2, (said.studies + back.studies) / 2)
+
+
+def beside(base: Tensor, lengths: Tensor, reach: int) -> Tensor:
+    """Return what the slices up to `reach` away say more than a slice itself, (B, T, K) -> (B, T, 2 x reach x K).
+
+    A study's first and last slice stand in for those beyond its ends.
+    """
+    step = torch.arange(base.shape[1], device=base.device)
+    last = (lengths.to(base.device) - 1)[:, None]
+    offsets = [o for o in range(-reach, reach + 1) if o]
+    near = [torch.minimum((step + o).clamp_min(0).expand(len(base), -1), last) for o in offsets]
+    return torch.cat([base.gather(1, i[..., None].expand_as(base)) - base for i in near], dim=-1)
+
+
+def differences(rows: Tensor, real: Tensor) -> list[Tensor]:
+    """Return each row less the one before and less the one after, (B, T, W) twice; 0 at a study's ends and beyond.
+
+    RSNA 2019, 2nd place.
+    """
+    steps = rows.diff(dim=1)
+    both = real[:, 1:] & real[:, :-1]
+    steps = torch.where(both, steps, 0)
+    return [nn.functional.pad(steps, (0, 0, 1, 0)), nn.functional.pad(-steps, (0, 0, 0, 1))]
+
+
+def turn_round(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Return the rows of each study in reverse order, (B, T, W); padding stays where it is."""
+    step = torch.arange(rows.shape[1], device=rows.device)
+    count = lengths.to(rows.device)[:, None]
+    index = torch.where(step < count, count - 1 - step, step)
+    return rows.gather(1, index[..., None].expand_as(rows))
 
 
 @torch.inference_mode()
@@ -93,7 +142,7 @@ def ensemble_logits(
 ) -> tuple[Logits, Logits]:
     """Return what the base says, (B, T, K), a study being its likeliest slice, and the mean of the models."""
     real = valid_steps(lengths, features.shape[1], features.device)[..., None]
-    said = [model(features, positions_mm, lengths, base) for model in models]
+    said = [model.judge(features, positions_mm, lengths, base) for model in models]
     refined = Logits(
         torch.stack([logits.slices for logits in said]).mean(dim=0),
         torch.stack([logits.studies for logits in said]).mean(dim=0),
@@ -107,12 +156,6 @@ def _silent_linear(width: int, labels: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def valid_steps(lengths: Tensor, longest: int, device: torch.device | None = None) -> Tensor:
-    """Return (B, T) bool, True where a real slice is: the only mask ever made, and made of `lengths`."""
-    steps = torch.arange(longest, device=device or lengths.device)
-    return steps < lengths.to(steps.device)[:, None]
 
 
 def describe_positions(positions_mm: Tensor, lengths: Tensor) -> Tensor:

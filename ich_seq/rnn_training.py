@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import copy
-import math
+import itertools
+import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from torch import Tensor, nn
 
-from ich_seq import UsageError
-from ich_seq.baselines import SliceClassifier, by_position, constant, fit_classifier, relative_positions
-from ich_seq.bundle import Shares, save_bundle
-from ich_seq.calibration import blend, choose_shares
+from ich_seq import UsageError, __version__
+from ich_seq.baselines import by_position, constant, relative_positions
+from ich_seq.bundle import Calibrations, save_bundle
+from ich_seq.calibration import fit_calibration
+from ich_seq.cells import valid_steps
+from ich_seq.checkpoint import hash_of
 from ich_seq.config import Config, Train
 from ich_seq.devices import choose_device
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, with_head
 from ich_seq.engines import Execution
 from ich_seq.figures import Predicted, Truth, judge
-from ich_seq.files import locked_folder, sha256_file
+from ich_seq.files import locked_folder, make_folder, sha256_file, short_hash
+from ich_seq.folded_studies import FoldedStudies, Folds
 from ich_seq.labels import LABELS, assign_folds, read_labels
-from ich_seq.metrics import weighted_log_loss
-from ich_seq.model import SequenceModel, ensemble_logits, sequence_loss, valid_steps
+from ich_seq.model import SequenceModel, ensemble_logits
 from ich_seq.progress import Progress, silent
-from ich_seq.schedule import rate
-from ich_seq.sequences import Batch, LabelledStudy, batches, label_studies, varied
-from ich_seq.store import FeatureStore, encoder_file, open_store
-
-Part = TypeVar("Part")
-Folds = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Triple = tuple[Floats, Floats, NDArray[np.uint8]]
-EVALUATION_BATCH = 64
+from ich_seq.sequence_fitting import EVALUATION_BATCH, Beside, SequenceTask, fit_sequence, given, logits_beside_base
+from ich_seq.sequences import LabelledStudy, batches, label_studies
+from ich_seq.store import MANIFEST, FeatureStore, encoder_file, open_store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +60,9 @@ def train_rnn(
 
     One network a fold, each stopped early on its own fold and trained on the others; a prediction is
     their mean. The figures come from doing the same once more for each fold, without that fold, and
-    predicting it. No patient is ever on two sides. Raises UsageError if too few studies have labels.
+    predicting it. No patient is ever on two sides; yet logits and embeddings of train-cnn that are learnt from come of
+    networks that knew the patients judged, as nothing but a CNN for every pair of folds could avoid. A run that
+    was killed goes on where it was, and ends with the same bytes. Raises UsageError if too few studies have labels.
     """
     features, labels, out = Path(features), Path(labels), Path(out)
     config, processor = config or Config(), choose_device(device)
@@ -74,14 +71,17 @@ def train_rnn(
     studies, unlabelled = label_studies(store, truth)
     data = FoldedStudies(studies, _folds(studies, unlabelled, config.train), config.train.seed)
     with locked_folder(out):
-        figures = _judge(data, config, processor, progress)
-        ensemble = fit_ensemble(data, config, processor)
+        states = _states_of(out, store, labels, config, processor)
+        trainer = Trainer(config, processor, states, _counting(data, config.train, progress))
+        figures = _judge(data, trainer)
+        ensemble = fit_ensemble(data, trainer)
         training = _describe(studies, store, config) | {
             "studies_without_labels": len(unlabelled),
             "duplicate_label_rows": truth.duplicate_rows,
             "labels_sha256": sha256_file(labels),
         }
         _save(out, store, _heads(data, store), ensemble, {"training": training, "figures": figures})
+        shutil.rmtree(states)
     return TrainingSummary(
         out=out,
         studies=len(studies),
@@ -89,6 +89,25 @@ def train_rnn(
         duplicate_label_rows=truth.duplicate_rows,
         figures=figures,
     )
+
+
+def _states_of(out: Path, store: FeatureStore, labels: Path, config: Config, device: torch.device) -> Path:
+    """Return the folder for states of a run on this input, and remove those of runs on another."""
+    options = config.train.model_copy(update={"checkpoint_minutes": 0.0})  # changes no weight
+    manifest, settings = sha256_file(store.root / MANIFEST), repr((config.rnn, options))
+    what = (manifest, sha256_file(labels), settings, __version__, torch.__version__, device.type)
+    states = out / f".training-{short_hash(repr(what))}"
+    for other in out.glob(".training-*"):
+        if other != states:
+            shutil.rmtree(other)
+    make_folder(states)
+    return states
+
+
+def _counting(data: FoldedStudies, options: Train, progress: Progress) -> Callable[[], None]:
+    """Return what tells `progress` of one more trained network: a fold's in each ensemble, and an ensemble a fold."""
+    total, done = len(data.numbers) ** 2 * options.seeds, itertools.count(1)
+    return lambda: progress("training sequence models", next(done), total)
 
 
 def _refuse_in_sample(store: FeatureStore, options: Train) -> None:
@@ -126,165 +145,61 @@ def _folds(studies: Sequence[LabelledStudy], unlabelled: Sequence[str], options:
     return assign_folds(patients, positive, n_folds=options.folds, seed=options.seed)
 
 
-class FoldedStudies:
-    """Labelled studies and their folds, (B,), with the logits of a base for every set of folds left out.
-
-    The base is the encoder's own head where it has one: it was trained without the study's patient. Else
-    it is a classifier fitted here; the same sets recur from network to network, so each is fitted and
-    applied once.
-    """
-
-    def __init__(self, studies: Sequence[LabelledStudy], folds: Folds, seed: int) -> None:
-        self.studies, self.folds, self.seed = studies, folds, seed
-        self.numbers = frozenset(int(f) for f in folds)
-        self.has_head = all(s.features.logits is not None for s in studies)
-        self._classifiers: dict[frozenset[int], SliceClassifier] = {}
-        self._prepared: dict[tuple[int, frozenset[int]], list[LabelledStudy]] = {}
-
-    def of(self, folds: frozenset[int]) -> list[LabelledStudy]:
-        """Return the studies of these folds, in order."""
-        return [s for s, f in zip(self.studies, self.folds.tolist(), strict=True) if f in folds]
-
-    def classifier(self, without: frozenset[int]) -> SliceClassifier:
-        """Return the classifier of single slices fitted on all folds but these."""
-        if without not in self._classifiers:
-            seen = self.of(self.numbers - without)
-            self._classifiers[without] = fit_classifier(_stack_features(seen), _stack_targets(seen), seed=self.seed)
-        return self._classifiers[without]
-
-    def to_learn_from(self, folds: frozenset[int], without: frozenset[int]) -> list[LabelledStudy]:
-        """Return the studies of `folds`, with base logits of classifiers that saw neither their fold nor `without`."""
-        return [study for fold in sorted(folds) for study in self.prepare(fold, without | {fold})]
-
-    def prepare(self, fold: int, unseen: frozenset[int]) -> list[LabelledStudy]:
-        """Return the studies of a fold with base logits of a classifier that saw none of the folds `unseen`."""
-        if self.has_head:
-            return self.of(frozenset({fold}))
-        if (fold, unseen) not in self._prepared:
-            base = self.classifier(unseen)
-            self._prepared[fold, unseen] = [
-                replace(s, features=replace(s.features, logits=base.logits(s.features.features)))
-                for s in self.of(frozenset({fold}))
-            ]
-        return self._prepared[fold, unseen]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ensemble:
-    """Models of one base, and the share of them in each label's blend with it."""
+    """Models of one base, and how what both say becomes probabilities."""
 
     models: list[SequenceModel]
-    shares: Shares
+    calibrations: Calibrations
 
 
-def fit_ensemble(
-    data: FoldedStudies, config: Config, device: torch.device, *, without: frozenset[int] = frozenset()
-) -> Ensemble:
-    """Train one model for each fold but those left out, stopped early on that fold and trained on the others.
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """What all ensembles of a run are trained with; states go to `root` (None: nowhere), `tell` hears of each model."""
 
-    The shares of the blend are chosen on the folds that the models stopped on.
+    config: Config
+    device: torch.device
+    root: Path | None = None
+    tell: Callable[[], None] = lambda: None
+
+
+def fit_ensemble(data: FoldedStudies, trainer: Trainer, *, without: frozenset[int] = frozenset()) -> Ensemble:
+    """Train models for each fold but those left out, stopped early on that fold and trained on the others.
+
+    A model for each of `seeds`. The shares of the blend and the calibration are fitted on the folds that the
+    models stopped on, to the mean of those that stopped on it.
     """
     models: list[SequenceModel] = []
-    seen: list[tuple[Triple, Triple]] = []
+    seen: list[tuple[Beside, Beside]] = []
     for fold in sorted(data.numbers - without):
-        models.append(fit_model(data, config, device, stop=fold, without=without))
-        seen += _logits_beside_base(models[-1], data.to_learn_from(frozenset({fold}), without), device)
-    slices, studies = (choose_shares(*_joined(seen, level)) for level in range(2))
-    return Ensemble(models=models, shares=Shares(slices, studies))
-
-
-@torch.inference_mode()
-def _logits_beside_base(
-    model: SequenceModel, studies: Sequence[LabelledStudy], device: torch.device
-) -> list[tuple[Triple, Triple]]:
-    """Return, batch by batch, base logits, the model's logits and targets, of slices (M, K) and of studies (B, K)."""
-    model.eval()
-    seen = []
-    for batch in batches(studies, EVALUATION_BATCH):
-        moved = batch.to(device)
-        base, targets = _given(moved.logits), _given(moved.targets)
-        said = model(moved.features, moved.positions_mm, batch.lengths, base)
-        real = valid_steps(batch.lengths, base.shape[1], device)
-        of_studies = [torch.where(real[..., None], t, -torch.inf).amax(dim=1) for t in (base, targets)]
-        seen.append(
-            (
-                _arrays(base[real], said.slices[real], targets[real]),
-                _arrays(of_studies[0], said.studies, of_studies[1]),
-            )
-        )
-    return seen
-
-
-def _arrays(base: Tensor, refined: Tensor, targets: Tensor) -> Triple:
-    return base.cpu().double().numpy(), refined.cpu().double().numpy(), targets.cpu().numpy().astype(np.uint8)
-
-
-def _joined(seen: Sequence[tuple[Triple, Triple]], level: int) -> Triple:
-    base, refined, targets = zip(*(part[level] for part in seen), strict=True)
-    return np.concatenate(base), np.concatenate(refined), np.concatenate(targets)
-
-
-def _given(part: Part | None) -> Part:
-    if part is None:
-        raise ValueError("what is learnt from needs targets and base logits")
-    return part
-
-
-def fit_model(
-    data: FoldedStudies, config: Config, device: torch.device, *, stop: int, without: frozenset[int]
-) -> SequenceModel:
-    """Train one sequence model; return it as it was at its best on the fold `stop`.
-
-    The GRU learns to correct logits of a base that did not see the study, as it will on new patients. AdamW with linear
-    warm-up and cosine decay, ended `patience` epochs after the best. Same data, same seed: same weights.
-    """
-    options, held_out = config.train, frozenset({stop})
-    torch.manual_seed(options.seed + stop)
-    rng = np.random.default_rng(options.seed + stop)
-    train = data.to_learn_from(data.numbers - without - held_out, without)
-    stop_on = data.to_learn_from(held_out, without)
-    model = SequenceModel(data.studies[0].features.features.shape[1], config.rnn).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    total = options.epochs * math.ceil(len(train) / options.batch_studies)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step / total, options.warmup))
-    best, best_loss, best_epoch = _weights(model), _loss(model, stop_on, options, device), 0
-    for epoch in range(1, options.epochs + 1):
-        for batch in batches(varied(train, rng, thin=options.thin, reverse=options.reverse), options.batch_studies):
-            _step(model, optimiser, batch.to(device), options)
-            schedule.step()
-        loss = _loss(model, stop_on, options, device)
-        if loss < best_loss:
-            best, best_loss, best_epoch = _weights(model), loss, epoch
-        elif epoch - best_epoch >= options.patience:
-            break
-    model.load_state_dict(best)
-    return model.eval()
-
-
-def _step(model: SequenceModel, optimiser: torch.optim.Optimizer, batch: Batch, options: Train) -> None:
-    model.train()
-    optimiser.zero_grad()
-    _batch_loss(model, batch, options).backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-    optimiser.step()
-
-
-def _batch_loss(model: SequenceModel, batch: Batch, options: Train) -> Tensor:
-    logits = model(batch.features, batch.positions_mm, batch.lengths, _given(batch.logits))
-    return sequence_loss(logits, _given(batch.targets), batch.lengths, study_weight=options.study_loss)
-
-
-def _loss(model: SequenceModel, studies: Sequence[LabelledStudy], options: Train, device: torch.device) -> float:
-    """Return the loss of all studies: each slice counts once, each study once, whatever the batches."""
-    seen = _logits_beside_base(model, studies, device)
-    of_slices, of_studies = (
-        weighted_log_loss(expit(refined), targets) for _, refined, targets in (_joined(seen, 0), _joined(seen, 1))
+        trained = [_fit_one(data, trainer, fold, seed, without) for seed in range(trainer.config.train.seeds)]
+        held_out = data.to_learn_from(frozenset({fold}), without)
+        said = [logits_beside_base(model, held_out, trainer.device) for model in trained]
+        seen.append((Beside.mean([s for s, _ in said]), Beside.mean([s for _, s in said])))
+        models += trained
+    slices, studies = (Beside.joined([part[level] for part in seen]) for level in range(2))
+    fitted = (
+        fit_calibration(x.base, x.refined, x.targets, studies.targets, trainer.config.train.calibration)
+        for x in (slices, studies)
     )
-    return of_slices + options.study_loss * of_studies
+    return Ensemble(models=models, calibrations=Calibrations(*fitted))
 
 
-def _weights(model: SequenceModel) -> dict[str, Tensor]:
-    return copy.deepcopy(model.state_dict())
+def _fit_one(data: FoldedStudies, trainer: Trainer, stop: int, seed: int, without: frozenset[int]) -> SequenceModel:
+    """Train one model that stops on a fold, on base logits of classifiers that saw neither the study nor `without`."""
+    options, held_out = trainer.config.train, frozenset({stop})
+    task = SequenceTask(
+        name="-".join(["without", *map(str, sorted(without)), "stop", str(stop), "seed", str(seed)]),
+        learn=data.to_learn_from(data.numbers - without - held_out, without),
+        stop=data.to_learn_from(held_out, without),
+        rnn=trainer.config.rnn,
+        options=options,
+        seed=hash_of(options.seed, stop, seed),
+        device=trainer.device,
+    )
+    model = fit_sequence(task, trainer.root)
+    trainer.tell()
+    return model
 
 
 def predict_ensemble(
@@ -295,30 +210,29 @@ def predict_ensemble(
     for batch in batches(studies, EVALUATION_BATCH):
         moved = batch.to(device)
         logits = ensemble_logits(
-            ensemble.models, moved.features, moved.positions_mm, moved.lengths, _given(moved.logits)
+            ensemble.models, moved.features, moved.positions_mm, moved.lengths, given(moved.logits)
         )
         real = valid_steps(batch.lengths, moved.features.shape[1])
         base, refined = ((x.slices.cpu()[real].double().numpy(), x.studies.cpu().double().numpy()) for x in logits)
-        blended = [blend(b, r, share) for b, r, share in zip(base, refined, ensemble.shares, strict=True)]
+        blended = [c.logits(b, r) for b, r, c in zip(base, refined, ensemble.calibrations, strict=True)]
         for name, (slices, of_studies) in (("rnn", refined), ("blend", blended)):
             said[name].append(Predicted(slices=expit(slices), studies=expit(of_studies)))
     return {name: Predicted.joined(parts) for name, parts in said.items()}
 
 
-def _judge(data: FoldedStudies, config: Config, device: torch.device, progress: Progress) -> dict[str, Any]:
+def _judge(data: FoldedStudies, trainer: Trainer) -> dict[str, Any]:
     """Predict every fold by an ensemble and by baselines that never saw it, and put the figures side by side."""
     parts: list[dict[str, Predicted]] = []
     tested: list[LabelledStudy] = []
     for fold in sorted(data.numbers):
         away = frozenset({fold})
         test = data.prepare(fold, away)
-        ensemble = fit_ensemble(data, config, device, without=away)
-        parts.append(_baselines(data, away, test) | predict_ensemble(ensemble, test, device))
+        ensemble = fit_ensemble(data, trainer, without=away)
+        parts.append(_baselines(data, away, test) | predict_ensemble(ensemble, test, trainer.device))
         tested += test
-        progress("judging out of fold", len(parts), len(data.numbers))
     predicted = {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
     truth = Truth.of_studies([s.targets for s in tested], [s.features.patient_key for s in tested])
-    return judge(predicted, truth, seed=config.train.seed, against=base_name(data))
+    return judge(predicted, truth, seed=trainer.config.train.seed, against=base_name(data))
 
 
 def base_name(data: FoldedStudies) -> str:
@@ -336,7 +250,7 @@ def _baselines(data: FoldedStudies, away: frozenset[int], test: Sequence[Labelle
     where, new_where = (
         np.concatenate([relative_positions(s.features.positions_mm) for s in group]) for group in (train, test)
     )
-    logits = np.concatenate([_given(s.features.logits) for s in test])
+    logits = np.concatenate([s.features.logits for s in test if s.features.logits is not None])
     return {
         "constant": Predicted(
             slices=constant(targets, sum(lengths)),
@@ -345,10 +259,6 @@ def _baselines(data: FoldedStudies, away: frozenset[int], test: Sequence[Labelle
         "position": Predicted.of_slices(by_position(where, targets, new_where), lengths),
         base_name(data): Predicted.of_slices(expit(logits.astype(np.float64)), lengths),
     }
-
-
-def _stack_features(studies: Sequence[LabelledStudy]) -> NDArray[np.float16]:
-    return np.concatenate([s.features.features for s in studies])
 
 
 def _stack_targets(studies: Sequence[LabelledStudy]) -> NDArray[np.uint8]:
@@ -389,6 +299,6 @@ def _save(
         encoders=encoders,
         execution=Execution(**store.manifest["execution"]),
         models=ensemble.models,
-        shares=ensemble.shares,
+        calibrations=ensemble.calibrations,
         facts=facts,
     )

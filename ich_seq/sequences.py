@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ich_seq.labels import SliceLabels
-from ich_seq.store import FeatureStore, StudyFeatures
+from ich_seq.store import FeatureStore, RowsOnDisk, StudyFeatures
 
 THIN_FROM = 10
 """Studies of no more slices are never thinned."""
+
+POOL = 32
+"""Batches whose studies are sorted by length together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +99,8 @@ def collate_labelled(studies: Sequence[LabelledStudy]) -> Batch:
     return replace(batch, targets=_padded([s.targets for s in studies], torch.float32))
 
 
-def _padded(rows: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
-    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+def _padded(rows: Sequence[NDArray[Any] | RowsOnDisk], dtype: torch.dtype) -> Tensor:
+    tensors = [torch.tensor(np.asarray(row), dtype=dtype) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
@@ -107,16 +110,31 @@ def batches(studies: Sequence[LabelledStudy], size: int) -> Iterator[Batch]:
         yield collate_labelled(studies[start : start + size])
 
 
+def shuffled_batches(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Return the numbers of all studies in batches of `size`, at random, but like lengths together: padding is waste.
+
+    Studies are sorted within random pools of POOL batches, so that companions change from epoch to epoch.
+    """
+    order, pool = rng.permutation(len(lengths)), POOL * size
+    by_length = np.asarray(lengths)
+    together = [part[np.argsort(by_length[part], kind="stable")] for part in _cut(order, pool)]
+    cut = [batch for part in together for batch in _cut(part, size)]
+    return [cut[i] for i in rng.permutation(len(cut))]
+
+
+def _cut(items: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def varied(
     studies: Sequence[LabelledStudy], rng: np.random.Generator, *, thin: float, reverse: float
 ) -> list[LabelledStudy]:
-    """Return the studies shuffled and, each with these probabilities, thinned and reversed.
+    """Return the studies in their order and, each with these probabilities, thinned and reversed.
 
     Thinning takes every second slice of a study of more than THIN_FROM, as a scanner set to twice the
     step would have; reversing turns head and feet round. Both are the RSNA 2019 winners'.
     """
-    shuffled = (studies[i] for i in rng.permutation(len(studies)))
-    return [_vary(study, rng, thin, reverse) for study in shuffled]
+    return [_vary(study, rng, thin, reverse) for study in studies]
 
 
 def _vary(study: LabelledStudy, rng: np.random.Generator, thin: float, reverse: float) -> LabelledStudy:

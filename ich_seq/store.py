@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,41 @@ def encoder_file(number: int) -> str:
     return f"network-{number}.safetensors"
 
 
+@dataclass(frozen=True, slots=True)
+class RowsOnDisk:
+    """Embeddings where they lie, (N, D) float16 at `offset` of a file: read anew each time they are looked at.
+
+    So a store of any size can be learnt from, since only a batch of it is ever in memory. An index chooses
+    rows and still reads nothing.
+    """
+
+    path: Path
+    offset: int
+    stored: tuple[int, int]
+    rows: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, D), as an array would."""
+        return len(self.rows), self.stored[1]
+
+    def __getitem__(self, index: NDArray[np.intp]) -> RowsOnDisk:
+        return replace(self, rows=self.rows[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read the rows. Raises ArtefactError if the file is gone or was cut short since its hash was checked."""
+        try:
+            whole = np.fromfile(self.path, np.float16, count=self.stored[0] * self.stored[1], offset=self.offset)
+        except OSError as error:
+            raise ArtefactError(f"Cannot read {self.path}: {error.strerror}; extract the features again.") from error
+        if len(whole) != self.stored[0] * self.stored[1]:
+            raise ArtefactError(f"{self.path} was changed while it was read; extract the features again.")
+        return np.asarray(whole.reshape(self.stored)[self.rows], dtype)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyFeatures:
     """The embeddings of one study by one network, feet to head: `features` (N, D), `positions_mm` (N,),
@@ -60,7 +95,7 @@ class StudyFeatures:
     patient_key: str
     sop_uids: tuple[str, ...]
     positions_mm: NDArray[np.float64]
-    features: NDArray[np.float16]
+    features: NDArray[np.float16] | RowsOnDisk
     logits: NDArray[np.float32] | None = None
     network: int = 0
 
@@ -198,7 +233,7 @@ class FeatureStore:
     studies: pd.DataFrame
 
     def __iter__(self) -> Iterator[StudyFeatures]:
-        """Read every study once, in the order of the index, its bytes checked.
+        """Read every study once, in the order of the index, its bytes checked; its embeddings stay on the disk.
 
         Of a study that several networks embedded one is taken, in turn from study to study, so that what
         learns from them sees all networks. Raises ArtefactError if bytes were changed.
@@ -206,7 +241,8 @@ class FeatureStore:
         for turn, (_, rows) in enumerate(self.studies.groupby("study_uid", sort=False)):
             row = rows.iloc[turn % len(rows)]
             path = self.root / str(row["file"])
-            yield decode_study(_checked_bytes(path, str(row["sha256"])), path)
+            data = _checked_bytes(path, str(row["sha256"]))
+            yield replace(decode_study(data, path), features=_where_rows_lie(data, path))
 
     def __len__(self) -> int:
         return int(self.studies["study_uid"].nunique())
@@ -214,6 +250,16 @@ class FeatureStore:
     def in_sample(self) -> list[str]:
         """Return the studies of which there are embeddings only by a network that learnt from their patient."""
         return sorted(self.studies.loc[self.studies["in_sample"], "study_uid"].unique())
+
+
+def _where_rows_lie(data: bytes, path: Path) -> RowsOnDisk:
+    """Find the embeddings among the bytes of a study's file, of the safetensors format."""
+    length = int.from_bytes(data[:8], "little")
+    described = json.loads(data[8 : 8 + length])["features"]
+    if described["dtype"] != "F16" or len(described["shape"]) != 2:
+        raise ArtefactError(f"{path} holds features of another form; extract the features again.")
+    count, dim = described["shape"]
+    return RowsOnDisk(path, 8 + length + described["data_offsets"][0], (count, dim), np.arange(count))
 
 
 def open_store(root: Path) -> FeatureStore:

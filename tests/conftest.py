@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pydicom import config
+from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -88,6 +89,22 @@ def _write_slice(
 def write_slice() -> Callable[..., Path]:
     """Give the writer of single CT slices, `_write_slice`."""
     return _write_slice
+
+
+def _cut_frame(path: Path) -> None:
+    """Compress a slice and cut its only frame: the header is sound, and only decoding the pixels tells."""
+    with config.disable_value_validation():
+        ds = dcmread(path)
+        ds.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+        (frame,) = generate_frames(ds.PixelData, number_of_frames=1)
+        ds.PixelData = encapsulate([frame[:200]])
+        ds.save_as(path)
+
+
+@pytest.fixture(scope="session")
+def cut_frame() -> Callable[[Path], None]:
+    """Give what damages a slice so that its header does not tell, `_cut_frame`."""
+    return _cut_frame
 
 
 @pytest.fixture(scope="session")
@@ -185,3 +202,84 @@ def write_store(tiny_encoder, execution):
         return root
 
     return write
+
+
+@pytest.fixture(scope="session")
+def told_by_the_slice_below(make_study):
+    """Make studies in which slice i-1 says whether slice i bleeds, and slice i knows nothing of itself.
+
+    With logits they come with those of a base that says nothing; in a study that is no bleeding one none does.
+    """
+    from dataclasses import replace
+
+    from ich_seq.labels import LABELS
+    from ich_seq.sequences import LabelledStudy
+
+    def make(name, rng, *, logits=False, bleeding=True):
+        slices = int(rng.integers(6, 13))
+        bleeds = (rng.uniform(size=slices) < 0.4) & bleeding
+        bleeds[0] = False
+        study = make_study(name, slices, dim=8)
+        features = study.features.copy()
+        features[:-1, 0] = np.where(bleeds[1:], 2, -2)
+        features[-1, 0] = rng.choice([2, -2])
+        targets = np.zeros((slices, len(LABELS)), np.uint8)
+        targets[:, LABELS.index("subdural")] = targets[:, LABELS.index("any")] = bleeds
+        said = np.full(targets.shape, -0.5, np.float32) if logits else None
+        return LabelledStudy(features=replace(study, features=features, logits=said), targets=targets)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def logits_alone():
+    """Give base logits, a model's logits and targets, of all slices and of all studies: study by study, no batch."""
+    import torch
+
+    def give(model, studies):
+        of_slices, of_studies = [], []
+        for study in studies:
+            features = torch.from_numpy(np.asarray(study.features.features)).float()[None]
+            places, base = torch.from_numpy(study.features.positions_mm)[None], torch.from_numpy(study.features.logits)
+            with torch.no_grad():
+                said = model(features, places, torch.tensor([len(study)]), base[None])
+            of_slices.append((base.double().numpy(), said.slices[0].double().numpy(), study.targets))
+            whole = said.studies.double().numpy()
+            of_studies.append((base.double().numpy().max(axis=0)[None], whole, study.targets.max(axis=0)[None]))
+        return tuple(tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in (of_slices, of_studies))
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def write_labels():
+    """Write the challenge's label file of slices, their six values by UID; returns its path."""
+    from ich_seq.labels import LABELS
+
+    def write(path, rows):
+        said = [f"{uid}_{label},{value}" for uid, row in rows.items() for label, value in zip(LABELS, row, strict=True)]
+        path.write_text("\n".join(["ID,Label", *said]) + "\n")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def labelled_store(make_study, write_store, write_labels, tmp_path_factory):
+    """Make a store of studies of these numbers of slices, spread over patients, and random labels of their slices.
+
+    Gives the store, the label file and its rows; those named by `holes` lack the labels of a slice.
+    """
+    from ich_seq.labels import LABELS
+
+    def make(slices, patients, holes=()):
+        root, rng, rows = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0), {}
+        studies = [make_study(f"1.2.{i}", n, patient=f"patient {i % patients}") for i, n in enumerate(slices)]
+        for study in studies:
+            uids = study.sop_uids[:-1] if study.study_uid in holes else study.sop_uids
+            targets = (rng.uniform(size=(len(uids), len(LABELS))) < 0.2).astype(np.uint8)
+            targets[:, -1] = targets[:, :-1].max(axis=1)
+            rows |= zip(uids, targets.tolist(), strict=True)
+        return write_store(root / "store", studies), write_labels(root / "labels.csv", rows), rows
+
+    return make

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ich_seq import ArtefactError, IchSeqError, UsageError
-from ich_seq.bundle import CARD, SCHEMA, Bundle, Shares, load_bundle, save_bundle
+from ich_seq.bundle import CARD, SCHEMA, Bundle, Calibrations, load_bundle, save_bundle
+from ich_seq.calibration import Calibration
 from ich_seq.config import Rnn
 from ich_seq.encoder import SliceEncoder
 from ich_seq.engines import Embedder
@@ -27,7 +28,19 @@ CPU = torch.device("cpu")
 ENCODERS = ("encoder-0.safetensors", "encoder-1.safetensors")
 MODELS = ("rnn-0.safetensors", "rnn-1.safetensors")
 RNN = Rnn(projection=8, hidden=8, layers=2)
-SHARES = Shares(np.array([0.0, 0.25, 0.5, 0.75, 1.0, 0.3]), np.array([1.0, 0.1, 0.0, 0.5, 0.25, 0.75]))
+CALIBRATIONS = Calibrations(
+    slices=Calibration(
+        share=np.array([0.0, 0.25, 0.5, 0.75, 1.0, 0.3]),
+        slope=np.array([1.0, 0.5, 2 / 3, 1.1, 0.1 + 0.2, 7.5]),
+        intercept=np.array([0.0, -1.0, 1 / 3, 2.5, -0.1, 1e-17]),
+    ),
+    studies=Calibration(
+        share=np.array([1.0, 0.1, 0.0, 0.5, 0.25, 0.75]),
+        slope=np.array([1e-3, 1.0, 0.9, 1.5, np.pi, 0.7]),
+        intercept=np.array([-3.0, 0.0, np.e, -0.7, 0.2, 1.9]),
+    ),
+)
+NUMBERS = ("share", "slope", "intercept")
 
 
 class Gadget:
@@ -64,7 +77,7 @@ def saved(headed_encoders, models, execution, tmp_path_factory) -> Path:
         encoders=headed_encoders,
         execution=execution,
         models=models,
-        shares=SHARES,
+        calibrations=CALIBRATIONS,
         facts={"training": {"studies": 7}, "figures": {"rnn": None}},
     )
     return root
@@ -99,7 +112,7 @@ def test_a_loaded_bundle_says_exactly_what_the_saved_networks_say(saved, models,
             assert torch.equal(got, expected)
         assert bundle.embedders[k].spec == headed_encoders[k].spec
         assert bundle.embedders[k].execution == execution
-    original = Bundle(embedders=embedders, models=tuple(models), shares=SHARES, card={}, card_sha256="")
+    original = Bundle(embedders=embedders, models=tuple(models), calibrations=CALIBRATIONS, card={}, card_sha256="")
     for slices in (1, 2, 12):
         views = views_of(slices)
         for got, expected in zip(bundle.predict(views), original.predict(views), strict=True):
@@ -120,29 +133,32 @@ def by_hand(models: list[SequenceModel], view: StudyFeatures) -> list[tuple[np.n
     return [(plain, mean_slices), (plain.max(axis=0), mean_study)]
 
 
-def test_a_prediction_is_the_blend_of_the_base_and_the_mean_of_the_models(saved, models, views_of):
-    """Base and each model by itself, averaged and blended by hand, each label at its share: slices and study."""
+def calibrated(plain: np.ndarray, mean: np.ndarray, c: Calibration) -> np.ndarray:
+    """Probabilities of base and mean logits: each label's blend, on its line, through the logistic function."""
+    return 1 / (1 + np.exp(-(c.slope * (plain * (1 - c.share) + mean * c.share) + c.intercept)))
+
+
+def test_a_prediction_is_the_calibrated_blend_of_the_base_and_the_mean_of_the_models(saved, models, views_of):
+    """Base and each model by itself, averaged, blended and calibrated by hand, label by label: slices and study."""
     view = views_of(5)[0]
     slices, whole = load_bundle(saved, CPU).predict([view])
     assert slices.shape == (5, K)
     assert whole.shape == (K,)
-    for said, (plain, mean), shares in zip((slices, whole), by_hand(models, view), SHARES, strict=True):
-        blended = plain * (1 - shares) + mean * shares
-        assert said == pytest.approx(1 / (1 + np.exp(-blended)), rel=1e-5)
+    for said, (plain, mean), fitted in zip((slices, whole), by_hand(models, view), CALIBRATIONS, strict=True):
+        assert said == pytest.approx(calibrated(plain, mean, fitted), rel=1e-5)
         assert np.abs(mean - plain).max() > 0.01  # the GRU says something of its own
 
 
 @pytest.mark.parametrize("slices", [1, 2, 12])
 def test_of_several_networks_the_mean_is_taken_of_logits(saved, models, views_of, slices):
-    """Each network's base and refined logits by themselves, averaged and then blended by hand: slices and study."""
+    """Each network's base and refined logits by themselves, averaged and then calibrated by hand: slices and study."""
     views = views_of(slices)
     alone = [by_hand(models, view) for view in views]
-    for level, (said, shares) in enumerate(zip(load_bundle(saved, CPU).predict(views), SHARES, strict=True)):
+    for level, (said, fitted) in enumerate(zip(load_bundle(saved, CPU).predict(views), CALIBRATIONS, strict=True)):
         plain, mean = ((alone[0][level][i] + alone[1][level][i]) / 2 for i in range(2))
-        blended = plain * (1 - shares) + mean * shares
-        assert said == pytest.approx(1 / (1 + np.exp(-blended)), rel=1e-5)
-        of_probabilities = sum(1 / (1 + np.exp(-(p * (1 - shares) + m * shares))) for p, m in (a[level] for a in alone))
-        assert np.abs(said - of_probabilities / 2).max() > 1e-3  # the mean of probabilities is another number
+        assert said == pytest.approx(calibrated(plain, mean, fitted), rel=1e-5)
+        of_probabilities = sum(calibrated(*a[level], fitted) for a in alone) / 2
+        assert np.abs(said - of_probabilities).max() > 1e-3  # the mean of probabilities is another number
 
 
 def test_the_order_and_the_repetition_of_networks_change_nothing(saved, views_of):
@@ -177,7 +193,7 @@ def test_another_engine_can_stand_in(saved, execution, headed_encoders, monkeypa
 
 
 def test_a_loaded_bundle_is_ready_to_judge(saved):
-    """Networks are in eval mode and frozen; the card holds the facts, the labels, the shares and the intended use."""
+    """Networks are in eval mode and frozen; the card holds the facts, the labels and the intended use."""
     bundle = load_bundle(saved, CPU)
     encoders = [embedder.encoder for embedder in bundle.embedders.values()]
     assert all(encoder.head is not None for encoder in encoders)
@@ -187,19 +203,31 @@ def test_a_loaded_bundle_is_ready_to_judge(saved):
     assert (len(encoders), len(bundle.models)) == (2, 2)
     assert bundle.card["labels"] == list(LABELS)
     assert bundle.card["training"] == {"studies": 7}
-    assert bundle.card["blend"] == {"slices": SHARES.slices.tolist(), "studies": SHARES.studies.tolist()}
-    for loaded, meant in zip(bundle.shares, SHARES, strict=True):
-        assert loaded.dtype == np.float64
-        assert np.array_equal(loaded, meant)
     assert bundle.card == json.loads((saved / CARD).read_text())
     assert bundle.card_sha256 == sha256_file(saved / CARD)
     assert "not a medical device" in bundle.card["intended_use"].lower()
 
 
+def test_every_number_of_a_calibration_comes_back_to_the_last_digit(saved):
+    """Of slices and of studies, as float64: thirds, tiny ones and those without an exact decimal as well."""
+    card = json.loads((saved / CARD).read_text())["calibration"]
+    assert card.keys() == {"slices", "studies"}
+    loaded = load_bundle(saved, CPU).calibrations
+    for level in Calibrations._fields:
+        assert card[level].keys() == set(NUMBERS)
+        for name in NUMBERS:
+            numbers, meant = getattr(getattr(loaded, level), name), getattr(getattr(CALIBRATIONS, level), name)
+            assert numbers.dtype == np.float64
+            assert numbers.tobytes() == meant.tobytes()
+            assert card[level][name] == meant.tolist()
+
+
 def test_saving_twice_gives_the_same_bytes(saved, models, headed_encoders, execution, tmp_path):
     """The same networks and facts make the same files, and the card holds the hash of every one."""
     facts = {"figures": {"rnn": None}, "training": {"studies": 7}}
-    save_bundle(tmp_path, encoders=headed_encoders, execution=execution, models=models, shares=SHARES, facts=facts)
+    save_bundle(
+        tmp_path, encoders=headed_encoders, execution=execution, models=models, calibrations=CALIBRATIONS, facts=facts
+    )
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in saved.iterdir()}
     card = json.loads((saved / CARD).read_text())
     hashes = {entry["file"]: entry["sha256"] for entry in (*card["rnn"]["files"], *card["encoders"])}
@@ -214,7 +242,9 @@ def test_a_smaller_bundle_in_the_place_of_a_larger_one_is_alone_there(
 ):
     """Networks of the older bundle are gone, encoders and sequence models; a file of somebody else's stays."""
     (root / "mine.safetensors").write_bytes(b"precious")
-    save_bundle(root, encoders=headed_encoders[1:], execution=execution, models=models[:1], shares=SHARES, facts={})
+    save_bundle(
+        root, encoders=headed_encoders[1:], execution=execution, models=models[:1], calibrations=CALIBRATIONS, facts={}
+    )
     assert {p.name for p in root.iterdir()} == {CARD, ENCODERS[0], MODELS[0], "mine.safetensors"}
     bundle = load_bundle(root, CPU)
     assert bundle.embedders[0].spec == headed_encoders[1].spec
@@ -265,7 +295,7 @@ def test_labels_in_another_order_are_refused(root, labels):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("schema", ["ich-seq bundle 1", "ich-seq bundle 3", "ich-seq features 2", None, 2])
+@pytest.mark.parametrize("schema", ["ich-seq bundle 2", "ich-seq bundle 4", "ich-seq features 3", None, 3])
 def test_another_schema_is_refused(root, schema):
     """A bundle of an older or later version, or another artefact, is refused with both schemas named."""
     edit(root, lambda card: card.update(schema=schema))
@@ -282,13 +312,15 @@ def test_a_card_that_is_no_card_is_refused(root, text):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("part", ["encoders 0", "encoders 1", "execution", "rnn", "blend"])
+@pytest.mark.parametrize(
+    "part", ["encoders 0", "encoders 1", "execution", "rnn", "calibration", "calibration slices", "calibration studies"]
+)
 def test_a_card_with_a_hole_is_refused(root, part):
     """Whichever entry of the networks' description is missing, the card is refused and never breaks the program."""
     name, _, number = part.partition(" ")
 
     def described(card):
-        return card[name][int(number)] if number else card[name]
+        return card[name][int(number) if number.isdigit() else number] if number else card[name]
 
     whole = json.loads((root / CARD).read_text())
     assert described(whole)
@@ -344,26 +376,10 @@ def test_a_card_with_a_hole_is_refused(root, part):
         pytest.param(lambda card: card["rnn"]["config"].update(more=0), id="unknown setting"),
         pytest.param(lambda card: card["rnn"]["files"][0].update(sha256=None), id="no hash of a model"),
         pytest.param(lambda card: card["rnn"]["files"][0].update(file=7), id="file of a number"),
-        pytest.param(lambda card: card.pop("blend"), id="no blend"),
-        pytest.param(lambda card: card.update(blend=[]), id="blend of a list"),
-        *(
-            pytest.param(
-                lambda card, level=level, shares=shares: card["blend"].update({level: shares}), id=f"{level} {what}"
-            )
-            for level in Shares._fields
-            for what, shares in {
-                "above 1": [0.5] * 5 + [1.001],
-                "below 0": [-0.001] + [0.5] * 5,
-                "not a number": [0.5] * 5 + [float("nan")],
-                "five": [0.5] * 5,
-                "seven": [0.5] * 7,
-                "none": [],
-                "null": None,
-                "one for all": 0.5,
-                "text": "half",
-                "nested": [[0.5] * 6],
-            }.items()
-        ),
+        pytest.param(lambda card: card.pop("calibration"), id="no calibration"),
+        pytest.param(lambda card: card.update(calibration=[]), id="calibration of a list"),
+        pytest.param(lambda card: card["calibration"].update(patients={}), id="calibration of patients"),
+        pytest.param(lambda card: card["calibration"].update(slices=[]), id="calibration of slices a list"),
     ],
 )
 def test_a_card_that_does_not_describe_its_networks_is_refused(root, change):
@@ -374,6 +390,62 @@ def test_a_card_that_does_not_describe_its_networks_is_refused(root, change):
         load_bundle(root, CPU)
 
 
+def one_wrong(value: object):
+    """Make a change of a card's numbers: one of them, the last but one, is this instead."""
+    return lambda numbers: [*numbers[:-2], value, numbers[-1]]
+
+
+@pytest.mark.parametrize("level", Calibrations._fields)
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        pytest.param("share", one_wrong(1.001), id="share above 1"),
+        pytest.param("share", one_wrong(-0.001), id="share below 0"),
+        pytest.param("slope", one_wrong(0.0), id="slope of 0"),
+        pytest.param("slope", one_wrong(-1.0), id="negative slope"),
+        *(
+            pytest.param(name, change, id=f"{name} {what}")
+            for name in NUMBERS
+            for what, change in {
+                "not a number": one_wrong(float("nan")),
+                "infinite": one_wrong(float("inf")),
+                "true": one_wrong(True),
+                "a text": one_wrong("0.5"),
+                "null": one_wrong(None),
+                "five": lambda numbers: numbers[:-1],
+                "seven": lambda numbers: [*numbers, 0.5],
+                "none": lambda _: [],
+                "no list": lambda _: None,
+                "one for all": lambda _: 0.5,
+                "text": lambda _: "half",
+                "nested": lambda numbers: [numbers],
+                "by label": lambda numbers: dict(zip(LABELS, numbers, strict=True)),
+            }.items()
+        ),
+    ],
+)
+def test_numbers_that_are_no_calibration_are_refused(root, level, name, change):
+    """A share outside 0..1, a slope that turns the order round, anything but six finite numbers: an ArtefactError."""
+    edit(root, lambda card: card["calibration"][level].update({name: change(card["calibration"][level][name])}))
+    with pytest.raises(ArtefactError, match=CARD):
+        load_bundle(root, CPU)
+
+
+@pytest.mark.parametrize("level", Calibrations._fields)
+def test_a_calibration_with_more_than_its_three_numbers_is_refused(root, level):
+    """A fourth list, of a later version perhaps, is not passed over in silence."""
+    edit(root, lambda card: card["calibration"][level].update(offset=[0.0] * K))
+    with pytest.raises(ArtefactError):
+        load_bundle(root, CPU)
+
+
+@pytest.mark.parametrize("level", Calibrations._fields)
+def test_shares_may_be_all_or_nothing(root, level):
+    """The ends of 0..1 are shares like others."""
+    edit(root, lambda card: card["calibration"][level].update(share=[0.0, 1.0] * 3))
+    assert getattr(load_bundle(root, CPU).calibrations, level).share.tolist() == [0.0, 1.0] * 3
+
+
 def test_networks_that_do_not_fit_together_are_refused(headed_encoders, execution, tmp_path):
     """Sequence models for embeddings of another width than the encoders' are refused when loaded, not when run."""
     save_bundle(
@@ -381,7 +453,7 @@ def test_networks_that_do_not_fit_together_are_refused(headed_encoders, executio
         encoders=headed_encoders,
         execution=execution,
         models=[randomised(headed_encoders[0].spec.dim + 1, 0)],
-        shares=SHARES,
+        calibrations=CALIBRATIONS,
         facts={},
     )
     with pytest.raises(ArtefactError):
@@ -395,7 +467,7 @@ def test_an_encoder_without_a_slice_classifier_is_refused(
     """Whichever encoder has no head there is no base for the GRU to correct: refused when loaded."""
     encoders = list(headed_encoders)
     encoders[bare] = tiny_encoder
-    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, shares=SHARES, facts={})
+    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, calibrations=CALIBRATIONS, facts={})
     with pytest.raises(ArtefactError, match="without a slice classifier"):
         load_bundle(tmp_path, CPU)
 
@@ -406,7 +478,7 @@ def test_a_head_that_the_card_promises_and_the_file_lacks_is_refused(
     """A head is never made up: the right hash of a file without one does not help."""
     promised = SliceEncoder(tiny_encoder.network, replace(tiny_encoder.spec, head=True))
     encoders = [headed_encoders[0], promised]
-    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, shares=SHARES, facts={})
+    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, calibrations=CALIBRATIONS, facts={})
     with pytest.raises(ArtefactError):
         load_bundle(tmp_path, CPU)
 
@@ -422,7 +494,7 @@ def test_an_encoder_that_is_not_the_recorded_one_is_refused(headed_encoders, mod
         encoders=[headed_encoders[0], encoder],
         execution=execution,
         models=models,
-        shares=SHARES,
+        calibrations=CALIBRATIONS,
         facts={},
     )
     with pytest.raises(ArtefactError, match="SHA-256"):

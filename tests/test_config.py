@@ -108,7 +108,8 @@ def test_a_mistyped_key_is_refused_with_the_right_one(key, data):
     with pytest.raises(UsageError) as refusal:
         load_config(None, [f"{section}.{wrong}=1"])
     assert f"unknown key {section}.{wrong}" in str(refusal.value)
-    assert f"did you mean {key}?" in str(refusal.value)
+    near = [key, *(k for k in KEYS if k in (f"{key}s", key.removesuffix("s")))]  # train.seed and train.seeds
+    assert any(f"did you mean {k}?" in str(refusal.value) for k in near)
 
 
 def swapped(name: str, at: int) -> str:
@@ -166,6 +167,16 @@ def test_an_unknown_key_in_a_file_is_named_with_the_file(tmp_path, text, unknown
         ("extract.views", "0"),
         ("extract.views", "9"),
         ("extract.batch_size", "0"),
+        ("rnn.cell", "rwkv"),
+        ("rnn.study_head", "mean"),
+        ("rnn.slice_dropout", "1.0"),
+        ("rnn.noise", "-0.1"),
+        ("train.ema", "1.0"),
+        ("train.average_epochs", "0"),
+        ("train.seeds", "0"),
+        ("train.calibration", "isotonic"),
+        ("train.precision", "fp16"),
+        ("train.checkpoint_minutes", "-1"),
         ("cnn.folds", "1"),
         ("cnn.sampling", "some"),
         ("cnn.precision", "fp8"),
@@ -181,6 +192,17 @@ def test_a_value_that_cannot_be_meant_is_refused_and_its_key_named(key, value):
     """A value of the wrong kind or out of range is refused before any work starts, with its key in the message."""
     with pytest.raises(UsageError, match=key.replace(".", r"\.")):
         load_config(None, [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "transformer", "conv"])
+def test_only_a_transformer_needs_an_even_width(cell):
+    """Its four heads share 2 x hidden: an odd one is refused with the remedy, and other cells take any."""
+    assert load_config(None, [f"rnn.cell={cell}", "rnn.hidden=6"]).rnn.cell == cell
+    if cell != "transformer":
+        assert load_config(None, [f"rnn.cell={cell}", "rnn.hidden=7"]).rnn.hidden == 7
+        return
+    with pytest.raises(UsageError, match=r"rnn.*choose an even rnn\.hidden"):
+        load_config(None, [f"rnn.cell={cell}", "rnn.hidden=7"])
 
 
 def test_all_mistakes_are_told_at_once(tmp_path):

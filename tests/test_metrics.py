@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from ich_seq.labels import LABELS
-from ich_seq.metrics import CLIP, LOSS_WEIGHTS, Estimate, RankedScores, auc, bootstrap, log_losses, weighted_log_loss
+from ich_seq.metrics import (
+    CLIP,
+    LOSS_WEIGHTS,
+    Estimate,
+    RankedScores,
+    Resamples,
+    auc,
+    bootstrap,
+    log_losses,
+    weighted_log_loss,
+)
 
 RSNA_PREVALENCE = np.array([0.00409, 0.04830, 0.03525, 0.04764, 0.06303, 0.1440])
 
@@ -257,3 +267,27 @@ def test_resamples_without_a_class_do_not_count():
     assert math.isnan(hopeless.value)
     assert math.isnan(hopeless.low)
     assert math.isnan(hopeless.high)
+
+
+@pytest.mark.parametrize("levels", [3, 40, 10**6])
+@pytest.mark.parametrize("prevalence", [0.01, 0.4])
+def test_means_and_aucs_of_all_resamples_at_once_are_those_of_each_by_itself(levels, prevalence, monkeypatch):
+    """With many ties and few, a class absent from some resamples, and however few numbers are held at once."""
+    rng = np.random.default_rng(levels)
+    patients = rng.integers(0, 40, 300).astype(str)
+    y = (rng.random(300) < prevalence).astype(np.uint8)
+    scores = np.floor((rng.random(300) + 0.3 * y) * levels) / levels
+    drawn, once = Resamples(patients, resamples=60, seed=1), RankedScores(scores, y)
+    weights = [w[drawn.index].astype(float) for w in drawn.weights]
+    expected = np.array([once.auc(w) for w in weights])
+    np.testing.assert_allclose(drawn.aucs(scores, y), expected, atol=1e-12)
+    np.testing.assert_allclose(drawn.means(scores), [np.average(scores, weights=w) for w in weights], atol=1e-9)
+    monkeypatch.setattr("ich_seq.metrics.CHUNK_NUMBERS", 1)
+    np.testing.assert_allclose(drawn.aucs(scores, y), expected, atol=1e-12)
+
+
+def test_resampled_aucs_of_no_positives_or_no_numbers_are_none():
+    """Without a positive, or with a score that is NaN, there is no AUC in any resample."""
+    drawn = Resamples(np.array(["a", "b", "c"]), resamples=5)
+    assert np.isnan(drawn.aucs(np.array([0.1, 0.2, 0.3]), np.zeros(3, np.uint8))).all()
+    assert np.isnan(drawn.aucs(np.array([0.1, np.nan, 0.3]), np.array([0, 1, 0], np.uint8))).all()

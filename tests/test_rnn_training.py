@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +12,23 @@ import pytest
 import torch
 from scipy.special import expit
 
-from ich_seq import ArtefactError, UsageError, rnn_training
+from ich_seq import ArtefactError, UsageError, calibration, rnn_training
 from ich_seq.baselines import fit_classifier
-from ich_seq.bundle import CARD, Shares, load_bundle
-from ich_seq.calibration import SHARES, choose_shares
+from ich_seq.bundle import CARD, Calibrations, load_bundle
+from ich_seq.calibration import SHARES, Calibration, fit_calibration
 from ich_seq.config import Config
 from ich_seq.encoder import load_encoder
 from ich_seq.figures import Predicted
 from ich_seq.files import sha256_file
+from ich_seq.folded_studies import FoldedStudies
 from ich_seq.labels import LABELS
 from ich_seq.metrics import auc, weighted_log_loss
 from ich_seq.rnn_training import (
     Ensemble,
-    FoldedStudies,
+    Trainer,
     base_name,
     encoders_of,
     fit_ensemble,
-    fit_model,
     predict_ensemble,
     train_rnn,
 )
@@ -41,20 +40,9 @@ CPU = torch.device("cpu")
 FOLDS = 4
 RNN = {"projection": 8, "hidden": 8, "layers": 1, "dropout": 0.1}
 CONFIG = Config.model_validate({"rnn": RNN, "train": {"folds": FOLDS, "epochs": 3}})
+TRAINER = Trainer(CONFIG, CPU)
 SLICES = [1, 12, 3, 7, 5, 2, 9, 4, 11, 6, 8, 10, 3, 5, 12, 1, 7, 6, 4, 9, 11, 8]
 UNLABELLED = ("1.2.4", "1.2.17")
-
-
-def targets_of(rng: np.random.Generator, slices: int) -> np.ndarray:
-    targets = (rng.uniform(size=(slices, K)) < 0.2).astype(np.uint8)
-    targets[:, ANY] = targets[:, :ANY].max(axis=1)
-    return targets
-
-
-def write_labels(path: Path, rows: dict[str, list[int]]) -> Path:
-    lines = [f"{uid}_{label},{value}" for uid, row in rows.items() for label, value in zip(LABELS, row, strict=True)]
-    path.write_text("\n".join(["ID,Label", *lines]) + "\n")
-    return path
 
 
 class Recorder(FoldedStudies):
@@ -68,19 +56,9 @@ class Recorder(FoldedStudies):
 
 
 @pytest.fixture(scope="module")
-def given(make_study, write_store, tmp_path_factory) -> tuple[Path, Path, dict[str, list[int]]]:
+def given(labelled_store) -> tuple[Path, Path, dict[str, list[int]]]:
     """A store of 22 studies of 14 patients, a label file without two of them, and the rows of that file."""
-    root = tmp_path_factory.mktemp("given")
-    patients = [f"patient {i % 14}" for i in range(len(SLICES))]
-    studies = [
-        make_study(f"1.2.{i}", n, patient=patient) for i, (n, patient) in enumerate(zip(SLICES, patients, strict=True))
-    ]
-    rng = np.random.default_rng(0)
-    rows = {}
-    for study in studies:
-        uids = study.sop_uids[:-1] if study.study_uid in UNLABELLED else study.sop_uids
-        rows |= zip(uids, targets_of(rng, len(uids)).tolist(), strict=True)
-    return write_store(root / "store", studies), write_labels(root / "labels.csv", rows), rows
+    return labelled_store(SLICES, 14, UNLABELLED)
 
 
 def recorded(store: Path, labels: Path, out: Path, config: Config = CONFIG):
@@ -123,7 +101,8 @@ def test_a_run_writes_a_bundle_that_says_something(trained, make_study):
     assert slices.shape == (6, K)
     assert np.isfinite(slices).all()
     assert ((study > 0) & (study < 1)).all()
-    assert [news[1:] for news in told] == [(i + 1, FOLDS) for i in range(FOLDS)]
+    every = FOLDS * (FOLDS - 1) + FOLDS  # those to judge by and those of the bundle
+    assert told == [("training sequence models", i + 1, every) for i in range(every)]
 
 
 def test_two_runs_give_the_same_bytes(trained, given, tmp_path):
@@ -178,9 +157,9 @@ def test_the_figures_are_out_of_fold(trained):
         train = [s for s, f in zip(data.studies, data.folds, strict=True) if f != fold]
         features = np.concatenate([s.features.features for s in train])
         targets = np.concatenate([s.targets for s in train])
-        classifier = fit_classifier(features, targets, seed=CONFIG.train.seed)
-        test = [with_logits(s, classifier.logits(s.features.features)) for s in bare]
-        ensemble = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), CONFIG, CPU, without=frozenset({fold}))
+        classifier = fit_classifier(features, targets)
+        test = [with_logits(s, classifier.logits(np.asarray(s.features.features))) for s in bare]
+        ensemble = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), TRAINER, without=frozenset({fold}))
         lengths = [len(s) for s in test]
         truth += [s.targets for s in test]
         of_train_studies = np.stack([s.targets.max(axis=0) for s in train])
@@ -210,7 +189,7 @@ def test_the_figures_are_out_of_fold(trained):
 # Refusals
 
 
-def test_labels_of_other_images_are_refused_with_the_first_names(given, tmp_path):
+def test_labels_of_other_images_are_refused_with_the_first_names(given, write_labels, tmp_path):
     """Where no study has labels the message names the first ones, so that UIDs can be compared, and nothing is made."""
     labels = write_labels(tmp_path / "labels.csv", {f"ID_{i}": [0] * K for i in range(9)})
     with pytest.raises(UsageError, match="SOP Instance UID") as refusal:
@@ -221,7 +200,7 @@ def test_labels_of_other_images_are_refused_with_the_first_names(given, tmp_path
     assert not (tmp_path / "out" / CARD).exists()
 
 
-def test_too_few_patients_are_refused(make_study, write_store, tmp_path):
+def test_too_few_patients_are_refused(make_study, write_store, write_labels, tmp_path):
     """Many studies of three patients make no four folds: refused before any training, with the remedy."""
     studies = [make_study(f"1.2.{i}", 3, patient=f"patient {i % 3}") for i in range(12)]
     rows = {uid: [0, 0, 0, 0, i % 2, i % 2] for s in studies for i, uid in enumerate(s.sop_uids)}
@@ -242,9 +221,9 @@ def test_a_store_whose_encoder_was_changed_is_refused_before_training(given, tmp
     assert not (tmp_path / "out" / CARD).exists()
 
 
-def allowing(**train: object) -> Config:
-    """Return the settings that take embeddings of a network that may have seen the patients."""
-    return Config.model_validate({"rnn": RNN, "train": CONFIG.train.model_dump() | {"allow_in_sample": True} | train})
+def changed(config: Config, **train: object) -> Config:
+    """Return settings with other ones of the training."""
+    return Config.model_validate(config.model_dump() | {"train": config.train.model_dump() | train})
 
 
 def test_an_encoder_of_unknown_training_is_refused_unless_vouched_for(given, tmp_path):
@@ -256,7 +235,9 @@ def test_an_encoder_of_unknown_training_is_refused_unless_vouched_for(given, tmp
     with pytest.raises(UsageError, match=r"--set train\.allow_in_sample=true"):
         train_rnn(store, given[1], tmp_path / "out", CONFIG, device="cpu")
     assert not (tmp_path / "out").exists()
-    summary = train_rnn(store, given[1], tmp_path / "out", allowing(epochs=1), device="cpu")
+    summary = train_rnn(
+        store, given[1], tmp_path / "out", changed(CONFIG, epochs=1, allow_in_sample=True), device="cpu"
+    )
     card = load_bundle(summary.out, CPU).card
     assert card["encoders"][0]["weights"] == manifest["encoders"]["0"]["weights"]
     assert card["training"]["settings"]["train"]["allow_in_sample"] is True
@@ -274,7 +255,6 @@ def test_a_frozen_encoder_gets_the_fitted_classifier_as_its_head(trained, given,
     classifier = fit_classifier(
         np.concatenate([s.features.features for s in data.studies]),
         np.concatenate([s.targets for s in data.studies]),
-        seed=CONFIG.train.seed,
     )
     assert np.array_equal(embedder.encoder.head.weight.numpy(), classifier.weight)
     assert np.array_equal(embedder.encoder.head.bias.numpy(), classifier.bias)
@@ -291,9 +271,10 @@ def test_the_bundle_says_of_new_slices_what_the_classifier_says(trained, make_st
     embedded = bundle.embedders[0](hu)
     logits = data.classifier(frozenset()).logits(embedded.features.numpy())
     assert embedded.logits.numpy() == pytest.approx(logits, abs=1e-5)
-    features, none = embedded.features.numpy().astype(np.float16), np.zeros(K)
+    features = embedded.features.numpy().astype(np.float16)
+    none = Calibration(share=np.zeros(K), slope=np.ones(K), intercept=np.zeros(K))
     study = replace(make_study("new", 5), features=features, logits=embedded.logits.numpy())
-    slices, whole = replace(bundle, shares=Shares(none, none)).predict([study])
+    slices, whole = replace(bundle, calibrations=Calibrations(none, none)).predict([study])
     assert slices == pytest.approx(expit(logits.astype(np.float64)), abs=1e-5)
     assert whole == pytest.approx(expit(logits.astype(np.float64).max(axis=0)), abs=1e-5)
 
@@ -342,40 +323,12 @@ def test_folds_of_a_cnn_that_were_not_all_trained_are_bundled_in_their_order(
         for network in encoders
     ]
     store = write_store(tmp_path / "store", studies, encoders=encoders)
-    config = Config.model_validate({"rnn": RNN, "train": CONFIG.train.model_dump() | {"epochs": 1}})
-    summary = train_rnn(store, given[1], tmp_path / "out", config, device="cpu")
+    summary = train_rnn(store, given[1], tmp_path / "out", changed(CONFIG, epochs=1), device="cpu")
     bundle = load_bundle(summary.out, CPU)
     assert [e.spec for e in bundle.embedders.values()] == [encoder.spec for encoder in headed_encoders]
     for k, encoder in enumerate(headed_encoders):
         loaded = load_encoder(encoder.spec, summary.out / f"encoder-{k}.safetensors")
         assert torch.equal(loaded.head.weight, encoder.head.weight)
-
-
-def test_the_gru_corrects_the_heads_own_logits(trained_on_heads, headed, monkeypatch):
-    """With heads no classifier is fitted: every study comes with the logits of the store, whatever is left out."""
-    _, data, _ = trained_on_heads
-    stored = {s.study_uid: s for s in open_store(headed)}
-    monkeypatch.setattr(rnn_training, "fit_classifier", lambda *_, **__: pytest.fail("a classifier was fitted"))
-    fresh = FoldedStudies(data.studies, data.folds, CONFIG.train.seed)
-    assert fresh.has_head
-    for without in subsets(data.numbers, 2):
-        for study in fresh.to_learn_from(data.numbers - without, without):
-            assert np.array_equal(study.features.logits, stored[study.features.study_uid].logits)
-            assert study.features.network == stored[study.features.study_uid].network
-    assert {s.features.network for s in data.studies} == {0, 1}
-    fit_ensemble(fresh, CONFIG, CPU, without=frozenset({0}))
-
-
-def test_where_one_study_has_no_logits_a_classifier_is_fitted(trained_on_heads):
-    """A base is one for all studies: logits of some are not mixed with a classifier's of the others."""
-    _, data, _ = trained_on_heads
-    mixed = FoldedStudies([with_logits(data.studies[0], None), *data.studies[1:]], data.folds, 0)
-    assert not mixed.has_head
-    assert base_name(mixed) == "slice_logistic"
-    without = frozenset({int(data.folds[1])})
-    logits = mixed.classifier(without).logits
-    for study in mixed.prepare(int(data.folds[1]), without):
-        assert np.array_equal(study.features.logits, logits(study.features.features))
 
 
 def test_the_base_of_heads_stands_as_cnn_among_the_figures(trained_on_heads):
@@ -402,7 +355,7 @@ def test_the_figures_on_heads_are_out_of_fold(trained_on_heads):
     for fold in range(FOLDS):
         away = frozenset({fold})
         test = [s for s, f in zip(data.studies, data.folds, strict=True) if f == fold]
-        ensemble = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), CONFIG, CPU, without=away)
+        ensemble = fit_ensemble(FoldedStudies(data.studies, data.folds, 0), TRAINER, without=away)
         truth += [s.targets for s in test]
         for name, predicted in predict_ensemble(ensemble, test, CPU).items():
             parts[name].append(predicted)
@@ -431,17 +384,13 @@ def test_studies_known_to_their_network_are_refused_unless_allowed(
     for remedy in ("train-cnn --fold all", "--set train.allow_in_sample=true"):
         assert remedy in str(refusal.value)
     assert not (tmp_path / "out").exists()
-    summary, data, _ = recorded(store, given[1], tmp_path / "out", allowing(epochs=1))
+    summary, data, _ = recorded(store, given[1], tmp_path / "out", changed(CONFIG, epochs=1, allow_in_sample=True))
     assert set(known) <= {s.features.study_uid for s in data.studies}
     card = load_bundle(summary.out, CPU).card
     assert card["training"]["settings"]["train"]["allow_in_sample"] is True
 
 
 # No patient on two sides
-
-
-def subsets(numbers: frozenset[int], most: int) -> list[frozenset[int]]:
-    return [frozenset(c) for size in range(most + 1) for c in combinations(sorted(numbers), size)]
 
 
 def test_a_patient_is_in_one_fold(trained):
@@ -455,35 +404,6 @@ def test_a_patient_is_in_one_fold(trained):
     assert set().union(*fold_of.values()) == set(range(FOLDS)) == data.numbers
 
 
-def test_studies_of_folds_left_out_are_never_learnt_from(trained):
-    """`of` and `to_learn_from` give all studies of the folds asked for, once, and no patient of any other fold."""
-    _, data, _ = trained
-    for without in subsets(data.numbers, FOLDS - 2):
-        folds = data.numbers - without
-        away = {s.features.patient_key for s, f in zip(data.studies, data.folds, strict=True) if f in without}
-        wanted = sorted(s.features.study_uid for s, f in zip(data.studies, data.folds, strict=True) if f in folds)
-        for studies in (data.of(folds), data.to_learn_from(folds, without)):
-            assert sorted(s.features.study_uid for s in studies) == wanted
-            assert not away & {s.features.patient_key for s in studies}
-
-
-def test_base_logits_come_from_a_classifier_that_saw_neither_the_study_nor_the_folds_left_out(trained):
-    """Refitted by hand on the other patients alone, the classifier gives each study exactly its base logits."""
-    _, data, _ = trained
-    for without in subsets(data.numbers, 2):
-        for study in data.to_learn_from(data.numbers - without, without):
-            uids = [s.features.study_uid for s in data.studies]
-            fold = int(data.folds[uids.index(study.features.study_uid)])
-            seen = [s for s, f in zip(data.studies, data.folds, strict=True) if f not in without | {fold}]
-            assert study.features.patient_key not in {s.features.patient_key for s in seen}
-            classifier = fit_classifier(
-                np.concatenate([s.features.features for s in seen]),
-                np.concatenate([s.targets for s in seen]),
-                seed=CONFIG.train.seed,
-            )
-            assert np.array_equal(study.features.logits, classifier.logits(study.features.features))
-
-
 def test_a_fold_left_out_has_no_way_into_the_weights(trained):
     """Other features and labels in the fold left out change no bit of a model; in any other fold they do."""
     _, data, _ = trained
@@ -493,13 +413,13 @@ def test_a_fold_left_out_has_no_way_into_the_weights(trained):
             replace(
                 study,
                 targets=1 - study.targets,
-                features=replace(study.features, features=-3 * study.features.features),
+                features=replace(study.features, features=-3 * np.asarray(study.features.features)),
             )
             if fold == poisoned
             else study
             for study, fold in zip(data.studies, data.folds.tolist(), strict=True)
         ]
-        model = fit_model(FoldedStudies(studies, data.folds, 0), CONFIG, CPU, stop=1, without=frozenset({0}))
+        model = rnn_training._fit_one(FoldedStudies(studies, data.folds, 0), TRAINER, 1, 0, frozenset({0}))
         return list(model.state_dict().values())
 
     clean = weights(None)
@@ -511,27 +431,10 @@ def test_a_fold_left_out_has_no_way_into_the_weights(trained):
 # Learning
 
 
-def test_training_that_only_does_harm_leaves_the_base(trained):
-    """With a senseless learning rate the model returned is the one it began with: what its base says."""
-    _, data, _ = trained
-    config = Config.model_validate(
-        {"rnn": RNN, "train": {"folds": FOLDS, "epochs": 3, "learning_rate": 100.0, "warmup": 0.0}}
-    )
-    without = frozenset({0})
-    model = fit_model(FoldedStudies(data.studies, data.folds, 0), config, CPU, stop=1, without=without)
-    test = data.prepare(0, without)
-    logits = data.classifier(without).logits(np.concatenate([s.features.features for s in test]))
-    half = np.full(K, 0.5)
-    said = predict_ensemble(Ensemble(models=[model], shares=Shares(half, half)), test, CPU)
-    assert said.keys() == {"rnn", "blend"}
-    for predicted in said.values():
-        assert predicted.slices == pytest.approx(expit(logits.astype(np.float64)), abs=1e-5)
-
-
 def test_a_study_is_predicted_the_same_in_any_company(trained):
     """An ensemble's probabilities of a study do not depend on the studies predicted with it."""
     _, data, _ = trained
-    ensemble = fit_ensemble(data, CONFIG, CPU, without=frozenset({0}))
+    ensemble = fit_ensemble(data, TRAINER, without=frozenset({0}))
     studies = prepared(data)
     whole = predict_ensemble(ensemble, studies, CPU)
     parts = [predict_ensemble(ensemble, [study], CPU) for study in studies]
@@ -545,95 +448,69 @@ def test_a_blend_is_what_the_bundle_says(trained):
     """Predicted by the ensemble in one batch or by the bundle study by study, probabilities are the same."""
     summary, data, _ = trained
     bundle = load_bundle(summary.out, CPU)
-    shares = Shares(np.linspace(0, 1, K), np.linspace(1, 0, K))
-    ensemble = Ensemble(models=list(bundle.models), shares=shares)
+    along = Calibration(share=np.linspace(0, 1, K), slope=np.linspace(0.3, 2, K), intercept=np.linspace(-1, 1, K))
+    back = Calibration(share=along.share[::-1], slope=along.slope[::-1], intercept=along.intercept[::-1])
+    ensemble = Ensemble(models=list(bundle.models), calibrations=Calibrations(along, back))
     studies = prepared(data)
     said = predict_ensemble(ensemble, studies, CPU)["blend"]
-    by_bundle = [replace(bundle, shares=shares).predict([study.features]) for study in studies]
+    by_bundle = [replace(bundle, calibrations=ensemble.calibrations).predict([study.features]) for study in studies]
     assert said.slices == pytest.approx(np.concatenate([slices for slices, _ in by_bundle]), abs=1e-5)
     assert said.studies == pytest.approx(np.stack([study for _, study in by_bundle]), abs=1e-5)
 
 
-def logits_alone(model, studies: list[LabelledStudy]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Base logits, the model's logits and targets, of all slices and of all studies; study by study, no batch."""
-    of_slices, of_studies = [], []
-    for study in studies:
-        features = torch.from_numpy(study.features.features).float()[None]
-        places, base = torch.from_numpy(study.features.positions_mm)[None], torch.from_numpy(study.features.logits)
-        with torch.no_grad():
-            said = model(features, places, torch.tensor([len(study)]), base[None])
-        of_slices.append((base.double().numpy(), said.slices[0].double().numpy(), study.targets))
-        whole = said.studies.double().numpy()
-        of_studies.append((base.double().numpy().max(axis=0)[None], whole, study.targets.max(axis=0)[None]))
-    return tuple(tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in (of_slices, of_studies))
-
-
-def test_the_shares_are_chosen_where_the_models_stopped(learnable, monkeypatch):
-    """Each model on the fold it stopped on, beside a base that did not see it: all rows together choose the shares."""
+@pytest.mark.parametrize(("seeds", "method"), [(1, "platt"), (2, "temperature")])
+def test_the_calibration_is_fitted_where_the_models_stopped(learnable, logits_alone, monkeypatch, seeds, method):
+    """Models on the fold they stopped on, the mean of seeds, beside a base that did not see it: all rows together."""
     data, config = learnable
     without = frozenset({0})
     given = []
-    monkeypatch.setattr(rnn_training, "choose_shares", lambda *rows: given.append(rows) or choose_shares(*rows))
-    ensemble = fit_ensemble(data, config, CPU, without=without)
-    assert len(ensemble.models) == FOLDS - 1
+    monkeypatch.setattr(calibration, "LEAST_STUDIES", 5)
+    monkeypatch.setattr(rnn_training, "fit_calibration", lambda *rows: given.append(rows) or fit_calibration(*rows))
+    trainer = Trainer(changed(config, seeds=seeds, calibration=method, epochs=12), CPU)
+    ensemble = fit_ensemble(data, trainer, without=without)
+    assert len(ensemble.models) == (FOLDS - 1) * seeds
+    assert len({tuple(m.correction.weight.flatten().tolist()) for m in ensemble.models}) == len(ensemble.models)
     parts = [
-        logits_alone(model, data.to_learn_from(frozenset({fold}), without))
-        for model, fold in zip(ensemble.models, (1, 2, 3), strict=True)
+        [
+            logits_alone(model, data.to_learn_from(frozenset({fold}), without))
+            for model in ensemble.models[i * seeds : (i + 1) * seeds]
+        ]
+        for i, fold in enumerate((1, 2, 3))
     ]
-    for level, shares in enumerate(ensemble.shares):
-        base, refined, targets = (np.concatenate([part[level][i] for part in parts]) for i in range(3))
-        for rows, by_hand in zip(given[level], (base, refined, targets), strict=True):
-            np.testing.assert_allclose(rows, by_hand, atol=1e-4)
-        assert shares.tolist() == choose_shares(base, refined, targets).tolist()
-        assert set(shares.tolist()) <= set(SHARES)
+    study_targets = np.concatenate([of[0][1][2] for of in parts])
+    for level, fitted in enumerate(ensemble.calibrations):
+        base, targets = (np.concatenate([of[0][level][i] for of in parts]) for i in (0, 2))
+        refined = np.concatenate([np.mean([one[level][1] for one in of], axis=0) for of in parts])
+        *rows, used = given[level]
+        for row, by_hand in zip(rows, (base, refined, targets, study_targets), strict=True):
+            np.testing.assert_allclose(row, by_hand, atol=1e-4)
+        assert used == method
+        expected = fit_calibration(base, refined, targets, study_targets, method)
+        for name in ("share", "slope", "intercept"):
+            assert getattr(fitted, name) == pytest.approx(getattr(expected, name), rel=1e-2, abs=1e-3)
+        assert set(fitted.share.tolist()) <= set(SHARES)
+    assert (ensemble.calibrations.slices.slope[ANY], ensemble.calibrations.studies.slope[ANY]) != (1.0, 1.0)
+    assert ensemble.calibrations.slices.slope[ANY] != ensemble.calibrations.studies.slope[ANY]
     told = [LABELS.index("subdural"), ANY]
-    assert (ensemble.shares.slices[told] > 0.5).all()  # the GRU knows what slices alone do not
-    assert (np.delete(ensemble.shares.slices, told) == 0).all()  # no positives, nothing to choose by
+    of_slices = ensemble.calibrations.slices
+    assert (of_slices.share[told] > 0.5).all()  # the GRU knows what slices alone do not
+    assert (np.delete(of_slices.share, told) == 0).all()  # no positives, nothing to choose by
 
 
-def test_the_bundle_blends_as_the_ensemble_of_all_folds_does(trained):
-    """The shares on the card are those that all folds' models chose."""
+def test_the_bundle_is_calibrated_as_the_ensemble_of_all_folds_is(trained):
+    """The numbers on the card are those fitted with all folds' models, to the last digit."""
     summary, data, _ = trained
-    expected = fit_ensemble(data, CONFIG, CPU).shares
-    for loaded, chosen in zip(load_bundle(summary.out, CPU).shares, expected, strict=True):
-        assert loaded.tolist() == chosen.tolist()
-
-
-@pytest.mark.parametrize("batch", [1, 3, 64])
-def test_the_loss_to_stop_by_counts_every_slice_and_every_study_once(trained, monkeypatch, batch):
-    """Whatever the batches: the metric of all slices laid end to end plus the studies' by their share."""
-    _, data, _ = trained
-    without = frozenset({0})
-    studies = data.to_learn_from(frozenset({1, 2, 3}), without)
-    model = fit_model(data, CONFIG, CPU, stop=1, without=without)
-    with torch.no_grad():
-        model.study_bias += torch.linspace(-1, 1, K)
-    (_, slices, slice_truth), (_, whole, study_truth) = logits_alone(model, studies)
-    of_studies = weighted_log_loss(expit(whole), study_truth)
-    expected = weighted_log_loss(expit(slices), slice_truth) + CONFIG.train.study_loss * of_studies
-    monkeypatch.setattr(rnn_training, "EVALUATION_BATCH", batch)
-    assert rnn_training._loss(model, studies, CONFIG.train, CPU) == pytest.approx(expected, abs=1e-6)
-
-
-def told_by_the_slice_below(name: str, make_study, rng: np.random.Generator) -> LabelledStudy:
-    """A study in which slice i-1 says whether slice i bleeds, and slice i knows nothing of itself."""
-    slices = int(rng.integers(6, 13))
-    bleeds = rng.uniform(size=slices) < 0.4
-    bleeds[0] = False
-    study = make_study(name, slices, dim=8)
-    features = study.features.copy()
-    features[:-1, 0] = np.where(bleeds[1:], 2, -2)
-    features[-1, 0] = rng.choice([2, -2])
-    targets = np.zeros((slices, K), np.uint8)
-    targets[:, LABELS.index("subdural")] = targets[:, ANY] = bleeds
-    return LabelledStudy(features=replace(study, features=features), targets=targets)
+    expected = fit_ensemble(data, TRAINER).calibrations
+    for loaded, fitted in zip(load_bundle(summary.out, CPU).calibrations, expected, strict=True):
+        for name in ("share", "slope", "intercept"):
+            assert getattr(loaded, name).tolist() == getattr(fitted, name).tolist()
 
 
 @pytest.fixture(scope="module")
-def learnable(make_study) -> tuple[FoldedStudies, Config]:
+def learnable(told_by_the_slice_below) -> tuple[FoldedStudies, Config]:
     """Studies in which only neighbours know, and settings that let a small GRU learn from them."""
     rng = np.random.default_rng(0)
-    studies = [told_by_the_slice_below(f"s{i}", make_study, rng) for i in range(40)]
+    studies = [told_by_the_slice_below(f"s{i}", rng, bleeding=i // FOLDS % 3 > 0) for i in range(40)]
     data = FoldedStudies(studies, np.arange(40) % FOLDS, 0)
     train = {"folds": FOLDS, "epochs": 20, "batch_studies": 8, "learning_rate": 0.02, "thin": 0.0, "reverse": 0.0}
     return data, Config.model_validate({"rnn": RNN | {"dropout": 0.0}, "train": train})
@@ -646,7 +523,7 @@ def test_what_only_neighbours_know_is_learnt(learnable):
     for fold in (0, 1):
         away = frozenset({fold})
         test = data.prepare(fold, away)
-        said = predict_ensemble(fit_ensemble(data, config, CPU, without=away), test, CPU)
+        said = predict_ensemble(fit_ensemble(data, Trainer(config, CPU), without=away), test, CPU)
         by_rnn.append(said["rnn"].slices)
         by_blend.append(said["blend"].slices)
         by_slice.append(data.classifier(away).logits(np.concatenate([s.features.features for s in test])))

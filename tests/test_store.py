@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from ich_seq.store import (
     SCHEMA,
     STUDIES,
     FeatureStore,
+    RowsOnDisk,
     StoreWriter,
     StudyFeatures,
     decode_study,
@@ -110,9 +111,10 @@ def assert_equal(a: StudyFeatures, b: StudyFeatures) -> None:
     assert (a.logits is None) == (b.logits is None)
     logits = [] if a.logits is None else [(a.logits, b.logits)]
     for x, y in ((a.features, b.features), (a.positions_mm, b.positions_mm), *logits):
-        assert x.dtype == y.dtype
         assert x.shape == y.shape
-        assert x.tobytes() == y.tobytes()
+        read, truth = np.asarray(x), np.asarray(y)
+        assert read.dtype == truth.dtype
+        assert read.tobytes() == truth.tobytes()
 
 
 def key_of(study: StudyFeatures) -> str:
@@ -585,6 +587,79 @@ def test_the_list_of_unused_files_tells_fate_and_reason():
         b"slice-\xff.dcm,rejected,decode,Broken.,1.2.3\n"
     )
     assert unused_csv([]) == b"file,fate,reason,detail,study_uid\n"
+
+
+# Embeddings that stay on the disk
+
+
+@given(count=st.integers(1, 12), dim=st.integers(1, 9), logits=st.booleans(), data=st.data())
+@settings(deadline=None, max_examples=15)
+def test_rows_on_disk_are_those_of_an_array(tmp_path_factory, count, dim, logits, data):
+    """However often they are indexed, by numbers, masks or slices with any step, they are the rows of the array."""
+    array = study_of("1.2", count, dim=dim, logits=logits)
+    rows = found(open_store(closed(tmp_path_factory.mktemp("rows"), [array])), "1.2").features
+    truth = array.features
+    for _ in range(4):
+        assert (len(rows), rows.shape) == (len(truth), truth.shape)
+        assert isinstance(rows, RowsOnDisk)
+        assert np.asarray(rows).dtype == np.float16
+        assert np.array_equal(np.asarray(rows), truth)
+        assert np.array_equal(np.asarray(rows, np.float32), truth.astype(np.float32))
+        index = data.draw(st_numpy.basic_indices((len(truth),), allow_ellipsis=False, min_dims=1) | masks(len(truth)))
+        rows, truth = rows[index], truth[index]
+
+
+def masks(count: int) -> st.SearchStrategy:
+    numbers = st.lists(st.integers(-count, count - 1)) if count else st.just([])
+    return numbers.map(lambda x: np.array(x, np.intp)) | st_numpy.arrays(bool, count)
+
+
+def test_rows_are_read_when_they_are_looked_at_and_not_before(store, monkeypatch):
+    """Opening, iterating, measuring and indexing read no embeddings; each look reads those of one file anew."""
+    read = []
+    fromfile = np.fromfile
+    monkeypatch.setattr(np, "fromfile", lambda path, *a, **k: read.append(path) or fromfile(path, *a, **k))
+    studies = list(open_store(store))
+    half = studies[3].features[::-2]
+    assert (half.shape, len(half), half[1:].shape) == ((2, 16), 2, (1, 16))
+    assert not any(isinstance(value, np.ndarray) and value.nbytes > 64 for value in astuple(half))
+    assert read == []
+    assert np.array_equal(np.asarray(half), study_of("1.2.3", 4, seed=3).features[::-2])
+    np.asarray(half)
+    assert read == [file_of(store, "1.2.3")] * 2
+
+
+def test_embeddings_of_a_study_can_be_written_again_from_the_disk(store):
+    """A study read from a store is encoded to the bytes it came from."""
+    for study in open_store(store):
+        assert encode_study(study) == file_of(store, study.study_uid).read_bytes()
+
+
+@pytest.mark.parametrize("left", [0, 8, -9600, -1], ids=["nothing", "no header", "no rows", "a byte less"])
+def test_a_file_cut_short_after_the_store_was_opened_is_refused(tmp_path, left):
+    """Rows that are no longer there are an ArtefactError with the file's name, not fewer rows."""
+    root = closed(tmp_path, [study_of("1.2", 300)])
+    study, path = found(open_store(root), "1.2"), file_of(tmp_path, "1.2")
+    data = path.read_bytes()
+    assert study.features.offset == len(data) - 9600
+    path.write_bytes(data[:left])
+    for rows in (study.features, study.features[:1]):
+        with pytest.raises(ArtefactError, match=rf"{path.name}.*extract the features again"):
+            np.asarray(rows)
+    path.write_bytes(data)
+    assert np.array_equal(np.asarray(study.features), study_of("1.2", 300).features)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [np.ones((3, 16), np.float32), np.ones((3, 16), np.int16), np.ones((3, 4, 4), np.float16), np.ones(3, np.float16)],
+    ids=["float32", "int16", "three axes", "one axis"],
+)
+def test_embeddings_of_another_form_are_refused(tmp_path, features):
+    """A store of other numbers than float16 (N, D) would be misread, so it is refused by the name of its file."""
+    root = closed(tmp_path, [replace(study_of("1.2"), features=features)])
+    with pytest.raises(ArtefactError, match=rf"{file_of(root, '1.2').name}.*of another form"):
+        next(iter(open_store(root)))
 
 
 # A store of several networks

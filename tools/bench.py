@@ -4,11 +4,16 @@
     python tools/bench.py read      decode + HU + resize + windows of a slice on one core, against the naive way
     python tools/bench.py headers   files indexed a second
     python tools/bench.py memory    resident memory while thousands of studies are embedded
+    python tools/bench.py train-rnn an epoch over a store of RSNA 2019's size, made on the spot (2 GB)
 
 `extract` times (a) our extraction from files to store, networks loaded; (b) the bare forward of the same
 network, engine, batch and precision on tensors at hand: what no extraction can beat; (c) the way the
 winners of RSNA 2019 did it: pydicom pixel_array, float windows at full size, cv2 resize, a DataLoader of
 one process a core, an eager fp32 NCHW forward. (c) runs in a process of its own, as a user's script would.
+
+`train-rnn` times (a) a step of train-rnn, studies read from the store, batches of like lengths, (b) the same
+model's step on batches that are there, and (c) on batches padded to the longest study of the set, and prints
+the peak of resident memory after an epoch.
 
 Without --dicom the files are phantoms of 512 x 512, drawn once into --work.
 """
@@ -16,13 +21,15 @@ Without --dicom the files are phantoms of 512 x 512, drawn once into --work.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -31,23 +38,28 @@ import torch
 from pydicom import dcmread
 
 from ich_seq import windows
-from ich_seq.config import Config
-from ich_seq.devices import autocast, choose_device, default_workers, keep_memory
+from ich_seq.config import Config, load_config
+from ich_seq.devices import autocast, choose_device, choose_workers, keep_memory
 from ich_seq.engines import Embedder, compile_openvino
 from ich_seq.extraction import fill_store, open_networks
 from ich_seq.hounsfield import read_hounsfield
+from ich_seq.labels import LABELS
 from ich_seq.phantom import write_dataset
 from ich_seq.progress import silent
+from ich_seq.sequence_fitting import SequenceTask, SequenceTraining
+from ich_seq.sequences import Batch, LabelledStudy
+from ich_seq.store import MANIFEST, StoreWriter, StudyFeatures, encoder_file, open_store
 from ich_seq.studies import find_studies
 
 SIZE, BATCH = 256, 32
+WIDTH, STEPS = 1280, 100
 WINDOWS = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))
 
 
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["extract", "read", "headers", "memory", "naive"])
+    parser.add_argument("what", choices=["extract", "read", "headers", "memory", "train-rnn", "naive"])
     parser.add_argument("--dicom", type=Path, help="files to read instead of phantoms")
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
@@ -55,9 +67,11 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--studies", type=int, default=8)
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="train-rnn: a setting, key=value")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
-    {"extract": extract, "read": read, "headers": headers, "memory": memory, "naive": naive}[chosen.what](chosen)
+    what = {"extract": extract, "read": read, "headers": headers, "memory": memory, "naive": naive}
+    (what | {"train-rnn": train_rnn})[chosen.what](chosen)
 
 
 def phantoms(chosen: argparse.Namespace, *, matrix: int = 512) -> Path:
@@ -67,7 +81,7 @@ def phantoms(chosen: argparse.Namespace, *, matrix: int = 512) -> Path:
         return chosen.dicom
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        write_dataset(folder, n_studies=chosen.studies, seed=0, matrix=matrix, workers=default_workers())
+        write_dataset(folder, n_studies=chosen.studies, seed=0, matrix=matrix, workers=choose_workers(None))
         (folder / "done").touch()
     return folder / "dicom"
 
@@ -107,7 +121,7 @@ def ours_once(dicom: Path, out: Path, networks) -> tuple[int, float]:
     """Extract everything into a new store; return the slices and the seconds."""
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
-    summary = fill_store(dicom, out, networks, workers=default_workers(), progress=silent)
+    summary = fill_store(dicom, out, networks, workers=choose_workers(None), progress=silent)
     return summary.counts.used, time.perf_counter() - began
 
 
@@ -184,7 +198,7 @@ def naive(chosen: argparse.Namespace) -> None:
     with torch.no_grad():
         network(torch.zeros(BATCH, 3, SIZE, SIZE, device=device))
         began = time.perf_counter()
-        loader = torch.utils.data.DataLoader(NaiveSlices(files), batch_size=BATCH, num_workers=default_workers())
+        loader = torch.utils.data.DataLoader(NaiveSlices(files), batch_size=BATCH, num_workers=choose_workers(None))
         for batch in loader:
             network(batch.to(device)).cpu()
     print(len(files) / (time.perf_counter() - began))
@@ -221,7 +235,7 @@ def headers(chosen: argparse.Namespace) -> None:
         "    began = time.perf_counter(); n = find_studies(Path(sys.argv[1]), workers=int(sys.argv[2])).n_files\n"
         "    print(n / (time.perf_counter() - began))\n"
     )
-    command = [sys.executable, "-c", code, str(phantoms(chosen)), str(default_workers()), str(chosen.rounds + 1)]
+    command = [sys.executable, "-c", code, str(phantoms(chosen)), str(choose_workers(None)), str(chosen.rounds + 1)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     speeds = [float(line) for line in printed.splitlines()]
     report(chosen, {"files a second": statistics.median(speeds[1:])}, {}, {"speeds": speeds})
@@ -239,8 +253,92 @@ def memory(chosen: argparse.Namespace) -> None:
             tenths[f"{done} of {total}"] = resident_mb()
 
     shutil.rmtree(chosen.work / "store", ignore_errors=True)
-    fill_store(dicom, chosen.work / "store", networks, workers=default_workers(), progress=watch)
+    fill_store(dicom, chosen.work / "store", networks, workers=choose_workers(None), progress=watch)
     report(chosen, tenths, {}, {})
+
+
+def train_rnn(chosen: argparse.Namespace) -> None:
+    """Print seconds an epoch of (a) train-rnn, (b) bare steps, (c) steps on padded batches, and peak memory."""
+    config = load_config(None, chosen.settings)
+    studies = [labelled(study) for study in open_store(sequence_store(chosen))]
+    slices, longest = sum(map(len, studies)), max(map(len, studies))
+    task = SequenceTask(
+        name="bench", learn=studies, stop=studies[:64], rnn=config.rnn, options=config.train, seed=0,
+        device=choose_device(chosen.device),
+    )  # fmt: skip
+    training = SequenceTraining(task)
+    began = time.perf_counter()
+    for batch in training.batches_to_come():
+        training.learn(batch)
+    epoch, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    speeds: dict[str, list[float]] = {"a train-rnn": [], "b bare": [], "c padded": []}
+    for turn in range(chosen.rounds + 1):
+        training.epoch, training.step = turn + 1, (turn + 1) * training.steps
+        there = list(itertools.islice(training.batches_to_come(), STEPS))
+        count, taken = steps(training, itertools.islice(training.batches_to_come(), STEPS))
+        whole = [padded(batch, longest) for batch in there]
+        if turn:
+            speeds["a train-rnn"].append(count / taken)
+            speeds["b bare"].append(count / steps(training, there)[1])
+            speeds["c padded"].append(count / steps(training, whole)[1])
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    a, b, c = medians.values()
+    sizes = {"studies": len(studies), "slices": slices, "epoch s": epoch, "peak rss MB": peak}
+    report(chosen, sizes | medians, {"epoch/bare epoch": b / a, "padded/ours": a / c}, speeds)
+
+
+def labelled(study: StudyFeatures) -> LabelledStudy:
+    """Give a study labels, drawn from its name; what they are does not change the time."""
+    rng = np.random.default_rng(int(study.study_uid))
+    return LabelledStudy(
+        features=study, targets=(rng.random((len(study.features), len(LABELS))) < 0.1).astype(np.uint8)
+    )
+
+
+def sequence_store(chosen: argparse.Namespace) -> Path:
+    """Make a store of as many studies as asked for, 20 to 60 slices each (RSNA 2019: 34.6 a study), D = 1280."""
+    root = chosen.work / f"store-{chosen.studies}"
+    if (root / MANIFEST).exists():
+        return root
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    writer, rng = StoreWriter(root, "bench"), np.random.default_rng(0)
+    for number in range(chosen.studies):
+        n = int(np.clip(round(rng.gamma(20, 1.73)), 20, 60))
+        study = StudyFeatures(
+            study_uid=str(number),
+            patient_key=str(number),
+            sop_uids=tuple(f"{number}.{i}" for i in range(n)),
+            positions_mm=5.0 * np.arange(n),
+            features=rng.standard_normal((n, WIDTH), dtype=np.float32).astype(np.float16),
+            logits=rng.standard_normal((n, len(LABELS)), dtype=np.float32),
+        )
+        writer.add(str(number), study, {}, whole=True)
+    (root / encoder_file(0)).write_bytes(b"")  # a store has an encoder; this one is of no use
+    writer.close([str(number) for number in range(chosen.studies)], b"", [encoder_file(0)], {})
+    return root
+
+
+def steps(training: SequenceTraining, batches: Iterable[Batch]) -> tuple[int, float]:
+    """Take a step on each batch; return the slices seen and the seconds."""
+    began, count = time.perf_counter(), 0
+    for batch in batches:
+        training.learn(batch)
+        count += int(batch.lengths.sum())
+    return count, time.perf_counter() - began
+
+
+def padded(batch: Batch, longest: int) -> Batch:
+    """Return a batch in which every study is as long as the longest of the set, as where nothing is packed."""
+    more = longest - batch.features.shape[1]
+    wider = lambda x: torch.nn.functional.pad(x, (0, 0, 0, more))  # noqa: E731
+    return Batch(
+        features=wider(batch.features),
+        positions_mm=torch.nn.functional.pad(batch.positions_mm, (0, more)),
+        lengths=torch.full_like(batch.lengths, longest),
+        targets=wider(batch.targets),
+        logits=wider(batch.logits),
+    )
 
 
 def resident_mb() -> float:
@@ -261,7 +359,7 @@ def report(chosen: argparse.Namespace, medians: dict, ratios: dict, all_values: 
     setting = {"what": chosen.what, "arch": chosen.arch, "engine": chosen.engine, "precision": chosen.precision}
     rounded = {k: round(v, 3) for k, v in (medians | ratios).items()}
     raw = {k: [round(v, 3) for v in values] for k, values in all_values.items()}
-    print(json.dumps({**setting, "cores": default_workers(), **rounded, "all": raw}))
+    print(json.dumps({**setting, "cores": choose_workers(None), **rounded, "all": raw}))
 
 
 if __name__ == "__main__":

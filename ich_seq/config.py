@@ -82,7 +82,7 @@ class Cnn(Section):
 class Extract(Section):
     """How the encoder is run."""
 
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     views: int = Field(default=1, ge=1, le=8)
     engine: Literal["torch", "openvino"] = "torch"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -92,7 +92,7 @@ class Rnn(Section):
     """The sequence model."""
 
     projection: int = Field(default=32, ge=1)
-    hidden: int = Field(default=48, ge=1)
+    hidden: int = Field(default=96, ge=1)
     layers: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     cell: Literal["gru", "lstm", "transformer", "conv"] = "gru"
@@ -119,12 +119,12 @@ class Train(Section):
     seed: int = Field(default=0, ge=0)
     epochs: int = Field(default=40, ge=1)
     batch_studies: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=1.0, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0)
     patience: int = Field(default=10, ge=1)
-    thin: float = Field(default=0.5, ge=0, le=1)
+    thin: float = Field(default=0.2, ge=0, le=1)
     reverse: float = Field(default=0.5, ge=0, le=1)
     study_loss: float = Field(default=0.25, ge=0)
     ema: float = Field(default=0.0, ge=0, lt=1)

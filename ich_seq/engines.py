@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from ich_seq import UsageError, windows
 from ich_seq.augmentation import move
 from ich_seq.config import Extract
-from ich_seq.devices import autocast
+from ich_seq.devices import autocast, choose_workers
 from ich_seq.encoder import SliceEncoder
+from ich_seq.readers import one_core_threads
 
 _PLAIN = ((False, 0.0, 1.0), (True, 0.0, 1.0), (False, 10.0, 1.0), (True, -10.0, 1.0))
 VIEWS = _PLAIN + tuple((not mirrored, -angle_deg, 1.08) for mirrored, angle_deg, _ in _PLAIN)
@@ -50,11 +52,19 @@ class Embedded(NamedTuple):
 
 
 class Embedder:
-    """An encoder made ready to run on a device: studies in, embeddings out."""
+    """An encoder made ready to run on a device: studies in, embeddings out.
+
+    `streams` is how many batches are computed at once: OpenVINO gives each a core of its own, so that no core
+    waits for another, torch gives one batch all cores. Threads may share an embedder of several streams.
+    """
 
     def __init__(self, encoder: SliceEncoder, execution: Execution, device: torch.device) -> None:
         self.encoder, self.spec, self.execution, self.device = encoder, encoder.spec, execution, device
+        self.streams = choose_workers(None) if execution.engine == "openvino" else 1
         self._forward = _engine(encoder, execution, device)
+        self._map: Callable[[Forward, Iterable[Tensor]], Iterable[Tensor]] = (
+            one_core_threads(self.streams).map if self.streams > 1 else map
+        )
 
     @torch.inference_mode()
     def __call__(self, hu: Tensor) -> Embedded:
@@ -65,11 +75,11 @@ class Embedder:
         """
         stacked = windows.with_neighbours(hu, self.spec.neighbours)
         count = math.ceil(len(hu) / self.execution.batch_size)
-        parts = [self._mean_over_views(part) for part in torch.tensor_split(stacked, count)]
-        features = torch.cat(parts)
+        features = torch.cat(list(self._map(self._mean_over_views, torch.tensor_split(stacked, count))))
         head = self.encoder.head
         return Embedded(features, None if head is None else head(features.to(self.device)).cpu())
 
+    @torch.inference_mode()
     def _mean_over_views(self, hu: Tensor) -> Tensor:
         seen = [self._forward(_viewed(hu, *view)) for view in VIEWS[: self.execution.views]]
         return seen[0] if len(seen) == 1 else torch.stack(seen).mean(dim=0)
@@ -109,7 +119,8 @@ def _openvino(encoder: SliceEncoder, execution: Execution, device: torch.device)
 def compile_openvino(module: nn.Module, shape: tuple[int, int, int], precision: str) -> Forward:
     """Compile a module for the CPU, for batches of any size of inputs of this shape, float32 in and out.
 
-    Raises UsageError if OpenVINO is not installed.
+    Each call computes on one core, so that threads, one a core, never wait for one another and the result
+    does not depend on how many there are. Raises UsageError if OpenVINO is not installed.
     """
     try:
         import openvino
@@ -119,6 +130,22 @@ def compile_openvino(module: nn.Module, shape: tuple[int, int, int], precision: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about sizes that are fixed here
         graph = openvino.convert_model(module, example_input=torch.zeros(2, *shape), input=[-1, *shape])
-    hints = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "PERFORMANCE_HINT": "LATENCY"}
+    cores = choose_workers(None)
+    hints = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "NUM_STREAMS": cores,
+        "INFERENCE_NUM_THREADS": cores,
+    }
     compiled = openvino.Core().compile_model(graph, "CPU", hints)
-    return lambda batch: torch.from_numpy(compiled(batch.numpy())[0].copy())
+    idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+    for _ in range(cores):
+        idle.put(compiled.create_infer_request())
+
+    def forward(batch: Tensor) -> Tensor:
+        request = idle.get()
+        try:
+            return torch.from_numpy(request.infer([batch.numpy()])[0].copy())
+        finally:
+            idle.put(request)
+
+    return forward

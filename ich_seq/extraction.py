@@ -36,6 +36,7 @@ from ich_seq.studies import (
 )
 
 Images = NDArray[np.float32]
+Pixels = tuple[Images, list[int], list[Unused]]
 RowKeys = dict[str, list[str]]
 """The keys of a study's rows in the store, a network each, by Study Instance UID."""
 
@@ -188,27 +189,40 @@ def _close(
 
 
 def embed_studies(studies: Iterable[Study], networks: Networks, *, workers: int) -> Iterator[EmbeddedStudy]:
-    """Embed studies one by one, in their order.
+    """Embed studies one by one, in their order, while `workers` threads see to the next ones.
 
-    A GPU is kept busy by `workers` threads that read the next ones. On a CPU the network has all cores, and a
-    reader beside it makes its threads wait for one another: there each study is read when its turn has come.
+    A GPU is kept busy by threads that read. On a CPU a reader beside a batch that has all cores makes them wait for
+    one another, so there each study is read when its turn has come; where batches have a core each, threads
+    read and embed studies side by side, and no core is idle between two of them.
     """
     embedder = next(iter(networks.embedders.values()))
-    read = partial(_read_beside, spec=embedder.spec)
-    for study, hu, kept, refused in read_ahead(read, studies, workers if embedder.device.type == "cuda" else 0):
-        numbers, in_sample = networks.of(study)
-        seen = {k: networks.embedders[k](torch.from_numpy(hu)) for k in numbers} if kept else {}
-        features = tuple(_features(study, kept, number, said) for number, said in seen.items())
-        geometry = study.geometry
-        if kept and refused:
-            geometry = describe(study.positions_mm[kept], common_normal(study.slices))
-        yield EmbeddedStudy(
-            study=study, features=features, in_sample=in_sample, geometry=geometry, refused=tuple(refused)
-        )
+    if embedder.streams > 1:
+        yield from read_ahead(partial(_read_and_embed, networks=networks), studies, workers)
+        return
+    ahead = workers if embedder.device.type == "cuda" else 0
+    for study, pixels in read_ahead(partial(_read_beside, spec=embedder.spec), studies, ahead):
+        yield _embed(study, *pixels, networks)
 
 
-def _read_beside(study: Study, *, spec: EncoderSpec) -> tuple[Study, Images, list[int], list[Unused]]:
-    return study, *read_study(study, spec)
+def _read_and_embed(study: Study, *, networks: Networks) -> EmbeddedStudy:
+    return _embed(study, *read_study(study, next(iter(networks.embedders.values())).spec), networks)
+
+
+def _read_beside(study: Study, *, spec: EncoderSpec) -> tuple[Study, Pixels]:
+    return study, read_study(study, spec)
+
+
+def _embed(study: Study, hu: Images, kept: list[int], refused: list[Unused], networks: Networks) -> EmbeddedStudy:
+    numbers, in_sample = networks.of(study)
+    seen = {k: networks.embedders[k](torch.from_numpy(hu)) for k in numbers} if kept else {}
+    geometry = describe(study.positions_mm[kept], common_normal(study.slices)) if kept and refused else study.geometry
+    return EmbeddedStudy(
+        study=study,
+        features=tuple(_features(study, kept, number, said) for number, said in seen.items()),
+        in_sample=in_sample,
+        geometry=geometry,
+        refused=tuple(refused),
+    )
 
 
 def _features(study: Study, kept: list[int], number: int, embedded: Embedded) -> StudyFeatures:
@@ -223,7 +237,7 @@ def _features(study: Study, kept: list[int], number: int, embedded: Embedded) ->
     )
 
 
-def read_study(study: Study, spec: EncoderSpec) -> tuple[Images, list[int], list[Unused]]:
+def read_study(study: Study, spec: EncoderSpec) -> Pixels:
     """Read the pixels of a study, resampled for the encoder.
 
     Returns HU (n, S, S) of the slices that could be read, their indices among the study's N, and the

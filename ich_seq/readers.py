@@ -25,7 +25,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: i
         yield from map(read, items)
         return
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, initializer=_take_one_core) as pool:
+    with one_core_threads(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(read, item))
@@ -50,6 +50,11 @@ def write_behind(write: Callable[[Item], None], items: Iterable[Item]) -> Iterat
         if waiting is not None:
             waiting[1].result()
             yield waiting[0]
+
+
+def one_core_threads(count: int) -> ThreadPoolExecutor:
+    """Return so many threads, each of which computes on one core."""
+    return ThreadPoolExecutor(count, initializer=_take_one_core)
 
 
 def _take_one_core() -> None:

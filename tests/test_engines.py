@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ich_seq import UsageError
+from ich_seq import UsageError, engines
 from ich_seq.config import Config, Extract
 from ich_seq.encoder import SliceEncoder, build_encoder, with_head
 from ich_seq.engines import VIEWS, Embedder, Execution, compile_openvino
@@ -80,6 +81,30 @@ def test_openvino_results_outlive_the_next_batch():
     kept = first.clone()
     run(torch.zeros(1, 1, 2, 2))
     torch.testing.assert_close(first, kept)
+
+
+def test_openvino_asked_by_many_threads_at_once_answers_each_as_if_alone():
+    """More threads than streams, studies of other lengths: each gets the bytes that it gets with nobody beside it."""
+    pytest.importorskip("openvino")
+    embedder = Embedder(build(), replace(PLAIN, engine="openvino"), CPU)
+    studies = [head(3 + seed % 5, seed=seed) for seed in range(12)]
+    alone = [embedder(study).features for study in studies]
+    with ThreadPoolExecutor(4) as threads:
+        together = [embedded.features for embedded in threads.map(embedder, studies)]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_openvino_gives_the_same_bytes_on_any_number_of_cores(monkeypatch):
+    """A study is computed on one core; how many others there are changes nothing."""
+    pytest.importorskip("openvino")
+    encoder, hu, seen = build(), head(9), []
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(engines, "choose_workers", lambda wanted, cores=cores: cores)
+        embedder = Embedder(encoder, replace(PLAIN, engine="openvino"), CPU)
+        assert embedder.streams == cores
+        seen.append(embedder(hu).features)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

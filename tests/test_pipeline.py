@@ -348,7 +348,7 @@ def test_every_way_to_run_the_encoder_has_its_own_fingerprint(phantoms: PhantomS
     shutil.copy(sorted(phantoms.dicom.iterdir())[0], one)
     tiny = ["slices.size=32", "encoder.arch=test_convnext", "encoder.weights=random"]
     prints = set()
-    plain = {"engine": "torch", "precision": "fp32", "views": 1, "batch_size": 32}
+    plain = {"engine": "torch", "precision": "fp32", "views": 1, "batch_size": 8}
     for other in ({}, {"engine": "openvino"}, {"precision": "bf16"}, {"views": 2}, {"batch_size": 31}):
         engine = other.get("engine")
         sets = [f"extract.{name}={value}" for name, value in other.items() if name != "engine"]

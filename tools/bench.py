@@ -46,12 +46,14 @@ from ich_seq.hounsfield import read_hounsfield
 from ich_seq.labels import LABELS
 from ich_seq.phantom import write_dataset
 from ich_seq.progress import silent
+from ich_seq.readers import read_ahead
 from ich_seq.sequence_fitting import SequenceTask, SequenceTraining
 from ich_seq.sequences import Batch, LabelledStudy
 from ich_seq.store import MANIFEST, StoreWriter, StudyFeatures, encoder_file, open_store
 from ich_seq.studies import find_studies
 
-SIZE, BATCH = 256, 32
+SIZE, BATCH = 256, Config().extract.batch_size
+NAIVE_BATCH = 32
 WIDTH, STEPS = 1280, 100
 WINDOWS = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))
 
@@ -95,7 +97,7 @@ def extract(chosen: argparse.Namespace) -> None:
     speeds: dict[str, list[float]] = {"a ours": [], "b bare forward": [], "c naive": []}
     for turn in range(chosen.rounds + 1):  # the first turn warms up and does not count
         ours = ours_once(dicom, chosen.work / "store", networks)
-        bare = bare_once(forward, max(2, ours[0] // BATCH))
+        bare = bare_once(forward, max(2, ours[0] // BATCH), networks.embedders[0].streams)
         slow = naive_once(chosen, dicom)
         if turn:
             for name, speed in zip(speeds, (ours[0] / ours[1], bare, slow), strict=True):
@@ -125,26 +127,27 @@ def ours_once(dicom: Path, out: Path, networks) -> tuple[int, float]:
     return summary.counts.used, time.perf_counter() - began
 
 
-def bare_forward(embedder: Embedder) -> Callable[[], object]:
+def bare_forward(embedder: Embedder) -> Callable[[object], object]:
     """Return one forward pass of the network alone, on a normalised batch that is there."""
     network, device, chosen = embedder.encoder.network, embedder.device, embedder.execution
     shown = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, SIZE, SIZE)).astype(np.float32))
     if chosen.engine == "openvino":
         compiled = compile_openvino(network, (3, SIZE, SIZE), chosen.precision)
-        return lambda: compiled(shown)
+        return lambda _: compiled(shown)
     resident = shown.to(device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def forward() -> torch.Tensor:
+    def forward(_: object) -> torch.Tensor:
         with autocast(device, chosen.precision):
             return network(resident).cpu()
 
     return forward
 
 
-def bare_once(forward: Callable[[], object], batches: int) -> float:
-    """Return the slices a second of the network alone."""
-    return batches * BATCH / seconds(lambda: [forward() for _ in range(batches)])
+def bare_once(forward: Callable[[object], object], batches: int, streams: int) -> float:
+    """Return the slices a second of the network alone, on as many batches at once as keep the processor busiest."""
+    ahead = streams if streams > 1 else 0
+    return batches * BATCH / seconds(lambda: list(read_ahead(forward, range(batches), ahead)))
 
 
 def naive_once(chosen: argparse.Namespace, dicom: Path) -> float:
@@ -196,9 +199,11 @@ def naive(chosen: argparse.Namespace) -> None:
     network = timm.create_model(chosen.arch, pretrained=False, num_classes=0).eval().to(device)
     files = sorted(p for p in chosen.dicom.rglob("*") if p.is_file())
     with torch.no_grad():
-        network(torch.zeros(BATCH, 3, SIZE, SIZE, device=device))
+        network(torch.zeros(NAIVE_BATCH, 3, SIZE, SIZE, device=device))
         began = time.perf_counter()
-        loader = torch.utils.data.DataLoader(NaiveSlices(files), batch_size=BATCH, num_workers=choose_workers(None))
+        loader = torch.utils.data.DataLoader(
+            NaiveSlices(files), batch_size=NAIVE_BATCH, num_workers=choose_workers(None)
+        )
         for batch in loader:
             network(batch.to(device)).cpu()
     print(len(files) / (time.perf_counter() - began))

@@ -20,6 +20,7 @@ feet to head. HU are Hounsfield units.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ich_seq.extraction import extract_features as extract_features
     from ich_seq.prediction import predict as predict
     from ich_seq.rnn_training import train_rnn as train_rnn
+
+# Intel's manual promises equal bits from run to run only in this mode; read when torch first multiplies matrices.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"
 __all__ = [

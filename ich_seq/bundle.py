@@ -10,6 +10,7 @@ Nothing in a bundle is ever executed, and a file whose SHA-256 is not the card's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from ich_seq.weights import read_tensors, write_tensors
 
 SCHEMA = "ich-seq bundle 3"
 CARD = "bundle.json"
+NETWORK_FILE = re.compile(r"(rnn|encoder)-[0-9]+\.safetensors")
 INTENDED_USE = (
     "Research use only; not a medical device. Ranks non-contrast head CT studies and slices by the "
     "probability of acute intracranial haemorrhage. Not for diagnosis, and not for patients or scanners "
@@ -122,11 +124,11 @@ def save_bundle(
 
 
 def _forget(root: Path) -> None:
-    """Make an older bundle in this folder none from here on, and remove its networks."""
-    if (root / CARD).exists():
-        (root / CARD).unlink()
-        for stale in (*root.glob("rnn-*.safetensors"), *root.glob("encoder-*.safetensors")):
-            stale.unlink()
+    """Make an older bundle in this folder none from here on, and remove its networks or those a kill left."""
+    (root / CARD).unlink(missing_ok=True)
+    for path in root.glob("*.safetensors"):
+        if NETWORK_FILE.fullmatch(path.name):
+            path.unlink()
 
 
 def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> Bundle:

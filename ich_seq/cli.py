@@ -89,7 +89,7 @@ def _settings(command: Command) -> Command:
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 _workers = click.option(
-    "--workers", type=click.IntRange(min=0), help="Threads and processes that read ahead. [default: one a core]"
+    "--workers", type=click.IntRange(min=0), help="Processes and threads that read. [default: one a core]"
 )
 _labels = click.option("--labels", required=True, type=click.Path(path_type=Path), help="Slice labels, a CSV file.")
 _engine = click.option(

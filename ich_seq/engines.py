@@ -6,8 +6,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import NamedTuple
+from functools import cache
+from queue import Empty, LifoQueue
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,7 @@ class Embedder:
 
     def __init__(self, encoder: SliceEncoder, execution: Execution, device: torch.device) -> None:
         self.encoder, self.spec, self.execution, self.device = encoder, encoder.spec, execution, device
-        self.streams = choose_workers(None) if execution.engine == "openvino" else 1
-        self._forward = _engine(encoder, execution, device)
+        self._forward, self.streams = _engine(encoder, execution, device)
         self._map: Callable[[Forward, Iterable[Tensor]], Iterable[Tensor]] = (
             one_core_threads(self.streams).map if self.streams > 1 else map
         )
@@ -91,10 +91,11 @@ def _viewed(hu: Tensor, mirrored: bool, angle_deg: float, scale: float) -> Tenso
     return hu if (angle_deg, scale) == (0.0, 1.0) else move(hu, angle_deg=angle_deg, scale=scale)
 
 
-def _engine(encoder: SliceEncoder, execution: Execution, device: torch.device) -> Forward:
+def _engine(encoder: SliceEncoder, execution: Execution, device: torch.device) -> tuple[Forward, int]:
+    """Return what embeds a batch, and how many batches it computes at once."""
     if execution.engine == "openvino":
         return _openvino(encoder, execution, device)
-    return _torch(encoder, execution, device)
+    return _torch(encoder, execution, device), 1
 
 
 def _torch(encoder: SliceEncoder, execution: Execution, device: torch.device) -> Forward:
@@ -109,18 +110,31 @@ def _torch(encoder: SliceEncoder, execution: Execution, device: torch.device) ->
     return forward
 
 
-def _openvino(encoder: SliceEncoder, execution: Execution, device: torch.device) -> Forward:
+def _openvino(encoder: SliceEncoder, execution: Execution, device: torch.device) -> tuple[Forward, int]:
     if device.type != "cpu":
         raise UsageError(f"--engine openvino runs on the CPU, not on {device}; add --device cpu.")
     side, count = encoder.spec.size, len(encoder.spec.neighbours)
     return compile_openvino(encoder, (count, side, side), execution.precision)
 
 
-def compile_openvino(module: nn.Module, shape: tuple[int, int, int], precision: str) -> Forward:
+@cache
+def _openvino_core() -> Any:
+    """Return OpenVINO's one core of this process, which is never closed.
+
+    The CPU plugin of a core gives the thread an alternative signal stack, and going it restores the one before, even if
+    that one's core is gone: the next Ctrl-C or SIGTERM would then end in a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def compile_openvino(module: nn.Module, shape: tuple[int, int, int], precision: str) -> tuple[Forward, int]:
     """Compile a module for the CPU, for batches of any size of inputs of this shape, float32 in and out.
 
-    Each call computes on one core, so that threads, one a core, never wait for one another and the result
-    does not depend on how many there are. Raises UsageError if OpenVINO is not installed.
+    Each call computes on one core, so that threads never wait for one another and the result does not depend
+    on how many there are; returned too is how many calls are computed at once, by default one a physical
+    core. Raises UsageError if OpenVINO is not installed.
     """
     try:
         import openvino
@@ -136,16 +150,17 @@ def compile_openvino(module: nn.Module, shape: tuple[int, int, int], precision: 
         "NUM_STREAMS": cores,
         "INFERENCE_NUM_THREADS": cores,
     }
-    compiled = openvino.Core().compile_model(graph, "CPU", hints)
-    idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-    for _ in range(cores):
-        idle.put(compiled.create_infer_request())
+    compiled = _openvino_core().compile_model(graph, "CPU", hints)
+    idle: LifoQueue[openvino.InferRequest] = LifoQueue()  # each holds activations: as few as do are made
 
     def forward(batch: Tensor) -> Tensor:
-        request = idle.get()
+        try:
+            request = idle.get_nowait()
+        except Empty:
+            request = compiled.create_infer_request()
         try:
             return torch.from_numpy(request.infer([batch.numpy()])[0].copy())
         finally:
             idle.put(request)
 
-    return forward
+    return forward, int(compiled.get_property("NUM_STREAMS"))

@@ -95,7 +95,7 @@ def extract_features(
 
     `cnn` is a folder of train-cnn: its networks are taken instead of the settings' encoder, for each
     study the one that did not learn from its patient, or all if none did. `engine` stands in for
-    `config.extract.engine`. `workers` threads and processes read ahead of the encoder (None: one a core);
+    `config.extract.engine`. `workers` processes read headers and threads see to studies (None: one a core);
     the bytes written do not depend on them. Raises NothingUsableError if no slice of `root` is usable
     (rejected.csv then says why), OutputError if `out` cannot be written or another process holds it.
     """
@@ -189,11 +189,11 @@ def _close(
 
 
 def embed_studies(studies: Iterable[Study], networks: Networks, *, workers: int) -> Iterator[EmbeddedStudy]:
-    """Embed studies one by one, in their order, while `workers` threads see to the next ones.
+    """Embed studies one by one, in their order.
 
-    A GPU is kept busy by threads that read. On a CPU a reader beside a batch that has all cores makes them wait for
-    one another, so there each study is read when its turn has come; where batches have a core each, threads
-    read and embed studies side by side, and no core is idle between two of them.
+    A GPU is kept busy by `workers` threads that read the next ones. On a CPU a reader beside a batch that has all
+    cores makes them wait for one another, so there each study is read when its turn has come; where batches have
+    a core each, threads read and embed studies side by side, and no core is idle between two of them.
     """
     embedder = next(iter(networks.embedders.values()))
     if embedder.streams > 1:

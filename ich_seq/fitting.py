@@ -433,12 +433,14 @@ def predict_rows(
     size = task.options.batch_slices
     logits, known = [np.zeros((0, len(LABELS)))], [np.zeros(0, bool)]
     refused: set[Unused] = set()
-    for sample in _samples(task, (mine[i : i + size] for i in range(0, len(mine), size))):
-        with autocast(task.device, precision):
-            said = network(sample.shown.to(task.device, non_blocking=True))
-        logits.append(said.cpu().double().numpy())
-        known.append(sample.known.numpy())
-        refused.update(sample.refused)
+    keys = (mine[i : i + size] for i in range(0, len(mine), size))
+    with closing(_samples(task, keys)) as samples:
+        for sample in samples:
+            with autocast(task.device, precision):
+                said = network(sample.shown.to(task.device, non_blocking=True))
+            logits.append(said.cpu().double().numpy())
+            known.append(sample.known.numpy())
+            refused.update(sample.refused)
     everyone = task.group.gather((np.concatenate(logits), np.concatenate(known), refused))
     all_logits, all_known = np.zeros((len(rows), len(LABELS))), np.zeros(len(rows), bool)
     for rank, (part, part_known, _) in enumerate(everyone):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,24 @@ def test_the_store_is_the_same_for_any_number_of_workers(
     """Two runs give identical bytes, however many threads read ahead."""
     run("extract-features", phantoms.dicom, "--out", tmp_path / "again", "--workers", workers, *settings())
     assert tree(tmp_path / "again") == tree(features)
+
+
+def test_openvino_embeds_studies_side_by_side_as_one_by_one(
+    phantoms: PhantomSet, tmp_path: Path, cut_frame: Callable[[Path], None]
+) -> None:
+    """Studies at once on several cores: the order, the bytes, a refused slice and the counts are those of one alone."""
+    pytest.importorskip("openvino")
+    damaged = Path(shutil.copytree(phantoms.dicom, tmp_path / "in"))
+    cut_frame(sorted(damaged.iterdir())[5])
+    for workers in (0, 2, 5):
+        out = tmp_path / f"{workers}"
+        words = ["extract-features", damaged, "--out", out, "--workers", workers, "--engine", "openvino", *settings()]
+        outcome = CliRunner().invoke(cli, [*map(str, words), "--quiet"])
+        assert outcome.exit_code == 3, outcome.output
+    assert tree(tmp_path / "2") == tree(tmp_path / "0")
+    assert tree(tmp_path / "5") == tree(tmp_path / "0")
+    counts = json.loads((tmp_path / "2" / "manifest.json").read_text())["counts"]
+    assert (counts["used"], counts["rejected"]) == (phantoms.n_slices - 1, 1)
 
 
 def test_file_names_and_folders_change_nothing(phantoms: PhantomSet, features: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def bare_forward(embedder: Embedder) -> Callable[[object], object]:
     network, device, chosen = embedder.encoder.network, embedder.device, embedder.execution
     shown = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, SIZE, SIZE)).astype(np.float32))
     if chosen.engine == "openvino":
-        compiled = compile_openvino(network, (3, SIZE, SIZE), chosen.precision)
+        compiled, _ = compile_openvino(network, (3, SIZE, SIZE), chosen.precision)
         return lambda _: compiled(shown)
     resident = shown.to(device, memory_format=torch.channels_last)
 

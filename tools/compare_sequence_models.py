@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from sequence_peers import PEERS, Budget, Predict, Said, Studies, taken
 
+from ich_seq import __version__
 from ich_seq.bundle import Calibrations
 from ich_seq.calibration import fit_calibration
 from ich_seq.config import Config
@@ -333,10 +334,11 @@ def main(
     device: str,
     resamples: int,
 ) -> None:
-    names = checked(models.split(","))
+    names = checked(models.split(","), against)
     run = Run(folds=folds, stops=stops, epochs=epochs, patience=patience, order=order, studies=studies)
     files = {"store": sha256_file(store / MANIFEST), "labels": sha256_file(labels)}
-    keep_settings(out, asdict(run) | files)
+    made_by = {"version": __version__, "torch": torch.__version__, "defaults": Config().model_dump(mode="json")}
+    keep_settings(out, asdict(run) | files | made_by)
     chosen = read_studies(store, labels, studies)
     dealt = folds_of(chosen, folds, FOLD_SEED)
     for seed, fold, model in product(range(seeds), range(folds), names):
@@ -352,9 +354,11 @@ def main(
     click.echo(markdown(figures, against))
 
 
-def checked(names: Sequence[str]) -> list[str]:
+def checked(names: Sequence[str], against: str) -> list[str]:
     if unknown := set(names) - {*OURS, *PEERS}:
         raise click.UsageError(f"unknown models {', '.join(sorted(unknown))}; known are {', '.join([*OURS, *PEERS])}.")
+    if against not in names:
+        raise click.UsageError(f"--against {against} is none of --models {','.join(names)}.")
     return list(names)
 
 

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ich_seq.calibration import blend, choose_shares
+from ich_seq.cells import valid_steps
 from ich_seq.labels import LABELS
 from ich_seq.metrics import log_losses, weighted_log_loss
-from ich_seq.model import valid_steps, weighted_loss, weighted_losses
+from ich_seq.model import weighted_loss, weighted_losses
 from ich_seq.schedule import rate
 from ich_seq.sequences import THIN_FROM, LabelledStudy
 

@@ -65,7 +65,7 @@ from ich_seq.studies import Study, group_studies
 Floats = NDArray[np.float64]
 Figure = Callable[[Floats, NDArray[np.uint8]], float]
 TABLE, LABEL_FILE = "stage1test_slices.csv.gz", "labels.csv"
-K, ANY, FOLDS = len(LABELS), LABELS.index("any"), 5
+K, FOLDS = len(LABELS), 5
 
 ARCHS = {64: "test_convnext", 96: "test_resnet", 128: "test_convnext2", 192: "test_nfnet", 256: "test_efficientnet"}
 """Tiny networks of timm, by the width of their embeddings."""

@@ -237,11 +237,14 @@ def test_saving_twice_gives_the_same_bytes(saved, models, headed_encoders, execu
     assert card["execution"] == asdict(execution)
 
 
+@pytest.mark.parametrize("killed", [False, True])
 def test_a_smaller_bundle_in_the_place_of_a_larger_one_is_alone_there(
-    root, models, headed_encoders, execution, views_of
+    root, models, headed_encoders, execution, views_of, killed
 ):
-    """Networks of the older bundle are gone, encoders and sequence models; a file of somebody else's stays."""
+    """Networks of the older bundle are gone, also where a kill left it no card; a file of somebody else's stays."""
     (root / "mine.safetensors").write_bytes(b"precious")
+    if killed:
+        (root / CARD).unlink()
     save_bundle(
         root, encoders=headed_encoders[1:], execution=execution, models=models[:1], calibrations=CALIBRATIONS, facts={}
     )

@@ -213,7 +213,7 @@ def test_a_comparison_tells_loss_and_auc_of_every_model_and_the_difference(compa
     assert "| smooth |" in (out / "comparison.md").read_text()
 
 
-def test_a_broken_comparison_goes_on_where_it_was(compared):
+def test_a_broken_comparison_goes_on_where_it_was(compared, monkeypatch):
     """A prediction that is lost is made again, the others are not touched; other settings need another folder."""
     out, run, _ = compared
     before = {p: p.stat().st_mtime_ns for p in out.glob("*.npz")}
@@ -224,3 +224,6 @@ def test_a_broken_comparison_goes_on_where_it_was(compared):
     assert {p for p in before if p.stat().st_mtime_ns != before[p]} == {lost}
     assert run("--epochs", 2).exit_code == 2
     assert run("--models", "guesses").exit_code == 2
+    assert "none of --models" in run("--models", "cnn,smooth").output  # to be held against ours, which is not there
+    monkeypatch.setattr(comparison, "__version__", "another")
+    assert "made otherwise" in run().output

@@ -7,6 +7,7 @@ code; a file is never repaired by guessing.
 from __future__ import annotations
 
 import math
+import os
 import stat
 import threading
 import warnings
@@ -166,9 +167,7 @@ def _read_header(path: Path, file: str) -> SliceHeader:
         dataset = _parse(stream, syntax)
         try:
             _check_kind(dataset)
-            header = _slice_header(dataset, path, file, syntax)
-            header = replace(header, file_bytes=status.st_size, modified_ns=status.st_mtime_ns)
-            return _locate_pixels(header, stream)
+            return _locate_pixels(_slice_header(dataset, path, file, syntax, status), stream)
         except Refused as refusal:
             refusal.study_uid = text(dataset, "StudyInstanceUID")
             raise
@@ -210,7 +209,7 @@ def _parse(stream: BinaryIO, syntax: str) -> Dataset:
         stream,
         syntax == ImplicitVRLittleEndian,
         syntax != ExplicitVRBigEndian,
-        stop_when=lambda tag, vr, length: tag >= FIRST_PIXEL_TAG,
+        stop_when=lambda tag, vr, length: int.__ge__(tag, FIRST_PIXEL_TAG),  # pydicom's own comparison is slow
         specific_tags=TAG_NUMBERS,
     )
 
@@ -232,7 +231,7 @@ def _check_kind(dataset: Dataset) -> None:
         raise Refused(Reason.LOCALIZER, "A scout view, by its image type.")
 
 
-def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str) -> SliceHeader:
+def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str, status: os.stat_result) -> SliceHeader:
     rows, columns = _dimensions(dataset)
     bits_stored, signed = _pixel_format(dataset)
     slope, intercept = _rescale(dataset)
@@ -258,8 +257,8 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str) -> Slice
         slope=slope,
         intercept=intercept,
         pixel_offset=-1,
-        file_bytes=0,
-        modified_ns=0,
+        file_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
     )
 
 

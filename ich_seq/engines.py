@@ -63,7 +63,7 @@ class Embedder:
         self.encoder, self.spec, self.execution, self.device = encoder, encoder.spec, execution, device
         self._forward, self.streams = _engine(encoder, execution, device)
         self._map: Callable[[Forward, Iterable[Tensor]], Iterable[Tensor]] = (
-            one_core_threads(self.streams).map if self.streams > 1 else map
+            one_core_threads(self.streams, "ich-seq-core").map if self.streams > 1 else map
         )
 
     @torch.inference_mode()

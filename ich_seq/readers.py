@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+READER = "ich-seq-reader"
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
@@ -25,7 +26,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: i
         yield from map(read, items)
         return
     waiting: deque[Future[Result]] = deque()
-    with one_core_threads(workers) as pool:
+    with one_core_threads(workers, READER) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(read, item))
@@ -52,9 +53,9 @@ def write_behind(write: Callable[[Item], None], items: Iterable[Item]) -> Iterat
             yield waiting[0]
 
 
-def one_core_threads(count: int) -> ThreadPoolExecutor:
-    """Return so many threads, each of which computes on one core."""
-    return ThreadPoolExecutor(count, initializer=_take_one_core)
+def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """Return so many threads of this name, each of which computes on one core."""
+    return ThreadPoolExecutor(count, name, initializer=_take_one_core)
 
 
 def _take_one_core() -> None:

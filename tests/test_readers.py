@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ich_seq.readers import read_ahead
+from ich_seq.readers import READER, read_ahead
 
 ROOT = Path(__file__).resolve().parents[1]
 CORES = """
@@ -29,7 +29,7 @@ later.join()
 
 
 def readers() -> int:
-    return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+    return sum(thread.name.startswith(READER) for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 7])

@@ -24,6 +24,7 @@ LEAST_STUDIES = 20
 """A label with fewer studies on either side is left as it is: a line fitted to so few does more harm than good."""
 
 LEAST_SPREAD = 1e-6
+"""Logits that lie no further apart are all one: no line goes through them."""
 
 STEEPEST = 10.0
 """The largest slope believed; logits that need ten times their size were not learnt by log loss."""
@@ -60,7 +61,7 @@ def fit_calibration(
     slope, intercept = np.ones_like(share), np.zeros_like(share)
     positive = study_targets.sum(axis=0, dtype=np.int64)
     enough = np.minimum(positive, len(study_targets) - positive) >= LEAST_STUDIES
-    enough &= np.ptp(logits, axis=0) > LEAST_SPREAD  # logits that all are one have no line
+    enough &= np.ptp(logits, axis=0) > LEAST_SPREAD
     for k in np.flatnonzero(enough) if method != "none" else ():
         slope[k], intercept[k] = fit_line(logits[:, k], targets[:, k], intercept=method == "platt")
     return Calibration(share=share, slope=slope, intercept=intercept)

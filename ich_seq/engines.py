@@ -26,6 +26,9 @@ VIEWS = _PLAIN + tuple((not mirrored, -angle_deg, 1.08) for mirrored, angle_deg,
 
 Forward = Callable[[Tensor], Tensor]
 
+OPENVINO_BATCH = 2
+"""Slices that OpenVINO computes at once on a core: a pair's activations stay in its cache (docs/experiments.md)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
@@ -57,11 +60,14 @@ class Embedder:
 
     `streams` is how many batches are computed at once: OpenVINO gives each a core of its own, so that no core
     waits for another, torch gives one batch all cores. Threads may share an embedder of several streams.
+    `batch_size` is that of the execution, but at most OPENVINO_BATCH with OpenVINO.
     """
 
     def __init__(self, encoder: SliceEncoder, execution: Execution, device: torch.device) -> None:
         self.encoder, self.spec, self.execution, self.device = encoder, encoder.spec, execution, device
         self._forward, self.streams = _engine(encoder, execution, device)
+        most = OPENVINO_BATCH if execution.engine == "openvino" else execution.batch_size
+        self.batch_size = min(execution.batch_size, most)
         self._map: Callable[[Forward, Iterable[Tensor]], Iterable[Tensor]] = (
             one_core_threads(self.streams, "ich-seq-core").map if self.streams > 1 else map
         )
@@ -74,7 +80,7 @@ class Embedder:
         embeddings depend on nothing but itself.
         """
         stacked = windows.with_neighbours(hu, self.spec.neighbours)
-        count = math.ceil(len(hu) / self.execution.batch_size)
+        count = math.ceil(len(hu) / self.batch_size)
         features = torch.cat(list(self._map(self._mean_over_views, torch.tensor_split(stacked, count))))
         head = self.encoder.head
         return Embedded(features, None if head is None else head(features.to(self.device)).cpu())

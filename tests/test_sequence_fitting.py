@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -570,21 +570,21 @@ def unbroken(given, tmp_path_factory) -> Path:
     return out
 
 
-def killed_runs(given: tuple[Path, Path], out: Path, config: Config, seconds: Iterator[float]) -> int:
-    """Run train-rnn in processes that are sent SIGKILL after so many seconds, until one ends by itself; how many died.
+def killed_runs(given: tuple[Path, Path], outs: tuple[Path, Path], config: Config, shares: Sequence[float]) -> int:
+    """Run train-rnn unbroken, then in processes sent SIGKILL after shares of its time until one ends; how many died.
 
     The processes are forks of a fresh one, so that the imports are paid for once.
     """
     script = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from pathlib import Path
 import sklearn.linear_model, torch
 from ich_seq.config import Config
 from ich_seq.rnn_training import train_rnn
 torch.set_num_threads(1)
-store, labels, out, config, seconds = sys.argv[1:]
-died = 0
-for wait in json.loads(seconds) + [None]:
+store, labels, unbroken, broken, config, shares = sys.argv[1:]
+
+def run(out, wait):
     pid = os.fork()
     if not pid:
         if wait is not None:
@@ -594,14 +594,21 @@ for wait in json.loads(seconds) + [None]:
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (0, -signal.SIGKILL), code
-    if code == 0:
+    return code
+
+began = time.perf_counter()
+assert run(unbroken, None) == 0
+whole = time.perf_counter() - began
+died = 0
+for share in json.loads(shares) + [None]:
+    if run(broken, share and share * whole) == 0:
         break
     died += 1
 print(died)
 """
-    paths = [str(p) for p in (*given, out)]
+    paths = [str(p) for p in (*given, *outs)]
     done = subprocess.run(
-        [sys.executable, "-c", script, *paths, config.model_dump_json(), json.dumps(list(seconds))],
+        [sys.executable, "-c", script, *paths, config.model_dump_json(), json.dumps(shares)],
         capture_output=True,
         text=True,
         check=False,
@@ -618,9 +625,9 @@ def test_a_run_killed_at_random_times_ends_with_the_same_bytes(given, tmp_path, 
     Both run in processes of one thread, as the last bits are those of the number of threads.
     """
     rng = np.random.default_rng(seed)
-    died = killed_runs(given, tmp_path / "out", settings(), iter(rng.uniform(0.2, 1.0, 4).tolist()))
-    assert died > 1
-    assert killed_runs(given, tmp_path / "unbroken", settings(), iter([])) == 0
+    outs = (tmp_path / "unbroken", tmp_path / "out")
+    died = killed_runs(given, outs, settings(), rng.uniform(0.05, 0.5, 5).tolist())
+    assert died > 0
     assert differences(tmp_path / "out", tmp_path / "unbroken") == []
 
 

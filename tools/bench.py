@@ -97,7 +97,7 @@ def extract(chosen: argparse.Namespace) -> None:
     speeds: dict[str, list[float]] = {"a ours": [], "b bare forward": [], "c naive": []}
     for turn in range(chosen.rounds + 1):  # the first turn warms up and does not count
         ours = ours_once(dicom, chosen.work / "store", networks)
-        bare = bare_once(forward, max(2, ours[0] // BATCH), networks.embedders[0].streams)
+        bare = bare_once(forward, ours[0], networks.embedders[0])
         slow = naive_once(chosen, dicom)
         if turn:
             for name, speed in zip(speeds, (ours[0] / ours[1], bare, slow), strict=True):
@@ -130,7 +130,8 @@ def ours_once(dicom: Path, out: Path, networks) -> tuple[int, float]:
 def bare_forward(embedder: Embedder) -> Callable[[object], object]:
     """Return one forward pass of the network alone, on a normalised batch that is there."""
     network, device, chosen = embedder.encoder.network, embedder.device, embedder.execution
-    shown = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, SIZE, SIZE)).astype(np.float32))
+    normalised = np.random.default_rng(0).uniform(-1, 1, (embedder.batch_size, 3, SIZE, SIZE))
+    shown = torch.from_numpy(normalised.astype(np.float32))
     if chosen.engine == "openvino":
         compiled, _ = compile_openvino(network, (3, SIZE, SIZE), chosen.precision)
         return lambda _: compiled(shown)
@@ -144,10 +145,10 @@ def bare_forward(embedder: Embedder) -> Callable[[object], object]:
     return forward
 
 
-def bare_once(forward: Callable[[object], object], batches: int, streams: int) -> float:
+def bare_once(forward: Callable[[object], object], slices: int, embedder: Embedder) -> float:
     """Return the slices a second of the network alone, on as many batches at once as keep the processor busiest."""
-    ahead = streams if streams > 1 else 0
-    return batches * BATCH / seconds(lambda: list(read_ahead(forward, range(batches), ahead)))
+    ahead, batches = embedder.streams if embedder.streams > 1 else 0, max(2, slices // embedder.batch_size)
+    return batches * embedder.batch_size / seconds(lambda: list(read_ahead(forward, range(batches), ahead)))
 
 
 def naive_once(chosen: argparse.Namespace, dicom: Path) -> float:

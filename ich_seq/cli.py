@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EXIT_DONE, EXIT_SOME_REJECTED, EXIT_INTERRUPTED = 0, 3, 130
+EXIT_DONE, EXIT_SOME_REJECTED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 3, 130, 143
+GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
 MAX_NAMED = 3
 """How many studies are named on the terminal; --json names all."""
 
@@ -53,11 +54,12 @@ class Commands(click.Group):
         except IchSeqError as refusal:
             raise Refusal(refusal) from refusal
         except KeyboardInterrupt:
-            click.echo(
-                "Interrupted. Run train-cnn or extract-features again to go on where it ended; others start afresh.",
-                err=True,
-            )
+            click.echo(f"Interrupted. {GO_ON}", err=True)
             ctx.exit(EXIT_INTERRUPTED)
+        except SystemExit as end:
+            if end.code == EXIT_TERMINATED:
+                click.echo(f"Ended by SIGTERM. {GO_ON}", err=True)
+            raise
 
 
 def _common(command: Command) -> Command:
@@ -250,11 +252,20 @@ def train_rnn(
     _name_unlabelled(summary.unlabelled)
     if summary.duplicate_label_rows:
         click.echo(f"Label rows that only repeat another: {summary.duplicate_label_rows}.", err=True)
+    if summary.unchanged:
+        click.echo(
+            f"Of the bundle's {summary.networks} sequence models {summary.unchanged} learnt nothing that held on the "
+            "fold they stopped on, and add nothing to the slice logits. More studies or a lower train.learning_rate "
+            "may help.",
+            err=True,
+        )
     result = {
         "out": str(out),
         "studies": summary.studies,
         "unlabelled": summary.unlabelled,
         "duplicate_label_rows": summary.duplicate_label_rows,
+        "networks": summary.networks,
+        "unchanged": summary.unchanged,
         "figures": summary.figures,
     }
     _finish(result, f"{table(summary.figures)}\n{summary.studies} studies -> {out}", as_json=as_json)

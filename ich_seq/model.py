@@ -51,6 +51,12 @@ class SequenceModel(nn.Module):
         self.attention = _silent_linear(width, labels) if config.study_head == "attention" else None
         self.study_bias = nn.Parameter(torch.zeros(labels))
 
+    @property
+    def silent(self) -> bool:
+        """Tell whether it adds nothing to the classifier's logits, as at the start."""
+        heads = [self.correction, *([] if self.smoothing is None else [self.smoothing])]
+        return not any(p.count_nonzero() for head in heads for p in head.parameters())
+
     def forward(self, features: Tensor, positions_mm: Tensor, lengths: Tensor, base_logits: Tensor) -> Logits:
         """Return the logits of B studies: features (B, T, D), positions_mm (B, T), lengths (B,) on the CPU.
 

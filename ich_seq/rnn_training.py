@@ -38,12 +38,17 @@ from ich_seq.store import MANIFEST, FeatureStore, encoder_file, open_store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSummary:
-    """What a run of train-rnn did: where the bundle lies, what was trained on, and the figures of its card."""
+    """What a run of train-rnn did: where the bundle lies, what was trained on, and the figures of its card.
+
+    `networks` are the bundle's sequence models; `unchanged` of them are as they started.
+    """
 
     out: Path
     studies: int
     unlabelled: tuple[str, ...]
     duplicate_label_rows: int
+    networks: int
+    unchanged: int
     figures: dict[str, Any]
 
 
@@ -77,6 +82,7 @@ def train_rnn(
         ensemble = fit_ensemble(data, trainer)
         training = _describe(studies, store, config) | {
             "studies_without_labels": len(unlabelled),
+            "networks_unchanged": sum(model.silent for model in ensemble.models),
             "duplicate_label_rows": truth.duplicate_rows,
             "labels_sha256": sha256_file(labels),
         }
@@ -87,6 +93,8 @@ def train_rnn(
         studies=len(studies),
         unlabelled=tuple(unlabelled),
         duplicate_label_rows=truth.duplicate_rows,
+        networks=len(ensemble.models),
+        unchanged=training["networks_unchanged"],
         figures=figures,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -176,6 +177,37 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     result = run("extract-features", tmp_path, "--out", tmp_path / "o")
     assert result.exit_code == EXIT_INTERRUPTED
     assert "go on" in result.stderr
+
+
+def test_sigterm_ends_with_143_and_a_word_on_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trainings write their state and raise SystemExit; no other end is dressed up so."""
+    import ich_seq.extraction
+
+    for code, words in ((143, "go on where they ended"), (7, "")):
+
+        def ended(*_: object, code: int = code, **__: object) -> None:
+            raise SystemExit(code)
+
+        monkeypatch.setattr(ich_seq.extraction, "extract_features", ended)
+        result = run("extract-features", tmp_path, "--out", tmp_path / "o")
+        assert result.exit_code == code
+        assert words in result.stderr
+        assert ("SIGTERM" in result.stderr) == bool(words)
+
+
+def test_models_that_learnt_nothing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who trains on too little is told so on stderr, and a program finds the number in the JSON."""
+    import ich_seq.rnn_training as training
+
+    def trained(*_: object, **__: object) -> training.TrainingSummary:
+        return training.TrainingSummary(
+            out=tmp_path, studies=9, unlabelled=(), duplicate_label_rows=0, networks=5, unchanged=2, figures={}
+        )
+
+    monkeypatch.setattr(training, "train_rnn", trained)
+    result = run("train-rnn", tmp_path, "--labels", tmp_path / "l.csv", "--out", tmp_path, "--json")
+    assert "5 sequence models 2 learnt nothing" in result.stderr
+    assert json.loads(result.stdout)["unchanged"] == 2
 
 
 def test_help_answers_at_once() -> None:

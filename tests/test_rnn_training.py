@@ -105,6 +105,16 @@ def test_a_run_writes_a_bundle_that_says_something(trained, make_study):
     assert told == [("training sequence models", i + 1, every) for i in range(every)]
 
 
+def test_models_that_learnt_nothing_are_counted(trained, given, tmp_path):
+    """With a rate that ruins every step each model stays as it started, and summary, card and model say so."""
+    summary = train_rnn(given[0], given[1], tmp_path, changed(CONFIG, learning_rate=1e4), device="cpu")
+    card = json.loads((tmp_path / "bundle.json").read_text())["training"]
+    assert summary.unchanged == card["networks_unchanged"] == summary.networks == FOLDS
+    assert all(model.silent for model in load_bundle(tmp_path, CPU).models)
+    assert trained[0].unchanged == 0
+    assert not any(model.silent for model in load_bundle(trained[0].out, CPU).models)
+
+
 def test_two_runs_give_the_same_bytes(trained, given, tmp_path):
     """Run again into another folder, every file of the bundle is byte for byte the same: weights, figures, card."""
     store, labels, _ = given

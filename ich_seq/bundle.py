@@ -27,6 +27,7 @@ from ich_seq.calibration import Calibration
 from ich_seq.config import Extract, Rnn
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, save_encoder
 from ich_seq.engines import Embedder, Execution
+from ich_seq.figures import Predicted
 from ich_seq.files import sha256_file, write_json
 from ich_seq.labels import LABELS
 from ich_seq.model import Logits, SequenceModel, ensemble_logits
@@ -67,26 +68,32 @@ class Bundle:
     card_sha256: str
 
     def predict(self, views: Sequence[StudyFeatures]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the probabilities of one study's slices, (N, K), and of the study, (K,).
+        """Return the probabilities of one study's slices, (N, K), and of the study, (K,): the blend of `beside`."""
+        blend = self.beside(views)["blend"]
+        return blend.slices, blend.studies[0]
+
+    def beside(self, views: Sequence[StudyFeatures]) -> dict[str, Predicted]:
+        """Return what the slice classifier ("cnn"), the sequence models ("rnn") and their "blend" say of one study.
 
         `views` are what each of the encoders makes of it; the mean is taken of logits. A study is always
         run by itself, so nothing else in a batch can touch it.
         """
         said = [self._logits(view) for view in views]
-        base, refined = (
-            [torch.stack([view[which][level] for view in said]).mean(dim=0) for level in range(2)] for which in range(2)
-        )
-        slices, studies = (
-            expit(calibration.logits(b[0].cpu().double().numpy(), r[0].cpu().double().numpy()))
-            for b, r, calibration in zip(base, refined, self.calibrations, strict=True)
-        )
-        return slices, studies
+        base, refined = (_means([view[which] for view in said]) for which in range(2))
+        blend = [c.logits(b, r) for b, r, c in zip(base, refined, self.calibrations, strict=True)]
+        named = {"cnn": base, "rnn": refined, "blend": blend}
+        return {name: Predicted(slices=expit(x[0][0]), studies=expit(x[1])) for name, x in named.items()}
 
     def _logits(self, view: StudyFeatures) -> tuple[Logits, Logits]:
         batch = collate([view]).to(next(self.models[0].parameters()).device)
         if batch.logits is None:
             raise ValueError("the features come from an encoder without a head")
         return ensemble_logits(self.models, batch.features, batch.positions_mm, batch.lengths, batch.logits)
+
+
+def _means(said: Sequence[Logits]) -> list[NDArray[np.float64]]:
+    """Return the mean of what several encoders lead to, of slices and of studies."""
+    return [torch.stack(list(level)).mean(dim=0).cpu().double().numpy() for level in zip(*said, strict=True)]
 
 
 def save_bundle(

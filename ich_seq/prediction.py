@@ -75,16 +75,19 @@ def _predict_studies(
     lost = Counter(u.study_uid for u in findings.unused if u.fate == "rejected")
     networks = Networks(bundle.embedders, lambda patient_key, study_uid: (tuple(bundle.embedders), False))
     embedded = embed_studies(findings.studies, networks, workers=workers)
+    patients: dict[str, int] = {}
     for done, item in enumerate(embedded, start=1):
         refused.extend(item.refused)
         if item.features:
-            slices, study = bundle.predict(item.features)
+            said = bundle.beside(item.features)
             yield StudyPrediction(
                 study_uid=item.study.uid,
+                patient=patients.setdefault(item.study.patient_id, len(patients) + 1),
                 sop_uids=item.features[0].sop_uids,
                 positions_mm=item.features[0].positions_mm,
-                slice_probabilities=slices,
-                study_probabilities=study,
+                slice_probabilities=said["blend"].slices,
+                study_probabilities=said["blend"].studies[0],
+                beside=said,
                 geometry=item.geometry,
                 lost_slices=len(item.refused) + lost[item.study.uid],
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ich_seq.figures import Predicted
 from ich_seq.files import write_bytes
 from ich_seq.labels import LABELS
 from ich_seq.metrics import CLIP
@@ -17,17 +18,26 @@ from ich_seq.studies import Geometry
 
 DECIMALS = 6
 GEOMETRY_COLUMNS = [*Geometry.__slots__]
+PARTS = ("cnn", "rnn")
+PART_COLUMNS = [f"{name}_{label}" for name in PARTS for label in LABELS]
+"""What the slice classifier and the sequence models say by themselves stands beside their blend, label by label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyPrediction:
-    """The result for one study: `slice_probabilities` (N, K), feet to head, and `study_probabilities` (K,)."""
+    """The result for one study: `slice_probabilities` (N, K), feet to head, and `study_probabilities` (K,).
+
+    `patient` numbers the patients of a run, so that nobody is named and studies of one are still known as such.
+    `beside` is what the parts of the blend say of it, by name.
+    """
 
     study_uid: str
+    patient: int
     sop_uids: tuple[str, ...]
     positions_mm: NDArray[np.float64]
     slice_probabilities: NDArray[np.float64]
     study_probabilities: NDArray[np.float64]
+    beside: Mapping[str, Predicted]
     geometry: Geometry
     lost_slices: int
 
@@ -35,25 +45,28 @@ class StudyPrediction:
 def write_studies(path: Path, predictions: Sequence[StudyPrediction]) -> None:
     """Write a row a study, the likeliest haemorrhage first: probabilities, slices used and lost, geometry."""
     rows = [
-        {"study_uid": p.study_uid}
+        {"study_uid": p.study_uid, "patient": p.patient}
         | _by_label(p.study_probabilities)
+        | {f"{name}_{k}": v for name in PARTS for k, v in _by_label(p.beside[name].studies[0]).items()}
         | {"slices": len(p.sop_uids), "lost_slices": p.lost_slices}
         | asdict(p.geometry)
         for p in sorted(predictions, key=lambda p: (-p.study_probabilities[-1], p.study_uid))
     ]
-    columns = ["study_uid", *LABELS, "slices", "lost_slices", *GEOMETRY_COLUMNS]
+    columns = ["study_uid", *LABELS, "slices", "lost_slices", *GEOMETRY_COLUMNS, "patient", *PART_COLUMNS]
     _write_csv(path, pd.DataFrame(rows, columns=columns))
 
 
 def write_slices(path: Path, predictions: Iterable[StudyPrediction]) -> None:
-    """Write a row a slice, study by study, feet to head: position and probabilities."""
+    """Write a row a slice, study by study, feet to head: position, probabilities, and those of the blend's parts."""
+    columns = ["study_uid", "sop_uid", "position_mm", *LABELS, *PART_COLUMNS]
     tables = [
-        pd.DataFrame(p.slice_probabilities, columns=list(LABELS)).assign(
-            study_uid=p.study_uid, sop_uid=p.sop_uids, position_mm=p.positions_mm
-        )
+        pd.DataFrame(
+            np.hstack([p.slice_probabilities, *(p.beside[name].slices for name in PARTS)]),
+            columns=[*LABELS, *PART_COLUMNS],
+        ).assign(study_uid=p.study_uid, sop_uid=p.sop_uids, position_mm=p.positions_mm)
         for p in predictions
     ]
-    _write_csv(path, pd.concat(tables)[["study_uid", "sop_uid", "position_mm", *LABELS]])
+    _write_csv(path, pd.concat(tables)[columns])
 
 
 def write_submission(path: Path, predictions: Iterable[StudyPrediction]) -> None:

@@ -149,6 +149,20 @@ def test_a_prediction_is_the_calibrated_blend_of_the_base_and_the_mean_of_the_mo
         assert np.abs(mean - plain).max() > 0.01  # the GRU says something of its own
 
 
+def test_what_the_parts_say_stands_beside_the_blend(saved, models, views_of):
+    """The CNN's is the logistic function of its logits, a study its likeliest slice; the models' that of their mean."""
+    view, bundle = views_of(5)[0], load_bundle(saved, CPU)
+    said = bundle.beside([view])
+    assert list(said) == ["cnn", "rnn", "blend"]
+    for level, (plain, mean) in zip(("slices", "studies"), by_hand(models, view), strict=True):
+        for name, logits in (("cnn", plain), ("rnn", mean)):
+            expected = np.reshape(1 / (1 + np.exp(-logits)), (-1, K))
+            assert getattr(said[name], level) == pytest.approx(expected, rel=1e-5)
+    slices, study = bundle.predict([view])
+    assert np.array_equal(said["blend"].slices, slices)
+    assert np.array_equal(said["blend"].studies, study[None])
+
+
 @pytest.mark.parametrize("slices", [1, 2, 12])
 def test_of_several_networks_the_mean_is_taken_of_logits(saved, models, views_of, slices):
     """Each network's base and refined logits by themselves, averaged and then calibrated by hand: slices and study."""

@@ -28,6 +28,7 @@ from ich_seq.labels import LABELS
 from ich_seq.metrics import CLIP
 from ich_seq.phantom import PhantomSet, write_dataset
 from ich_seq.store import FeatureStore, StudyFeatures, decode_study, encoder_file, open_store
+from ich_seq.studies import find_studies
 
 SETTINGS = ["slices.size=64", "train.folds=3", "train.epochs=4", "rnn.hidden=16", "rnn.projection=16"]
 N_STUDIES = 9
@@ -192,8 +193,19 @@ def test_predictions_have_a_row_for_every_slice_and_study(results: Path, phantom
     assert set(studies["study_uid"]) == set(truth["study"])
     assert studies["any"].is_monotonic_decreasing
     assert all(group["position_mm"].is_monotonic_increasing for _, group in slices.groupby("study_uid"))
-    assert slices[list(LABELS)].to_numpy().min() >= 0
-    assert slices[list(LABELS)].to_numpy().max() <= 1
+    said = slices.drop(columns=["study_uid", "sop_uid", "position_mm"])
+    assert list(said) == [f"{part}{label}" for part in ("", "cnn_", "rnn_") for label in LABELS]
+    assert said.to_numpy().min() >= 0
+    assert said.to_numpy().max() <= 1
+
+
+def test_patients_are_numbered_and_not_named(results: Path, phantoms: PhantomSet) -> None:
+    """Studies of one patient share a number, others do not: intervals by patient need no more."""
+    studies = pd.read_csv(results / "studies.csv").set_index("study_uid")["patient"]
+    of = {s.uid: s.patient_id for s in find_studies(phantoms.dicom).studies}
+    pairs = {(of[uid], number) for uid, number in studies.items()}
+    assert len(pairs) == len({patient for patient, _ in pairs}) == len({number for _, number in pairs})
+    assert sorted(studies.unique()) == list(range(1, len(pairs) + 1))
 
 
 def test_the_submission_is_what_kaggle_takes(results: Path, phantoms: PhantomSet) -> None:
@@ -220,7 +232,6 @@ def test_a_study_alone_is_predicted_as_among_others(
     """What else lies in the folder has no part in a study's probabilities."""
     slices = pd.read_csv(results / "slices.csv", dtype=str)
     uid = slices["study_uid"].iloc[0]
-    from ich_seq.studies import find_studies
 
     study = next(s for s in find_studies(phantoms.dicom).studies if s.uid == uid)
     (tmp_path / "in").mkdir()
@@ -235,7 +246,6 @@ def test_a_damaged_slice_costs_itself_only(phantoms: PhantomSet, bundle: Path, r
     """A cut-short file ends with exit code 3 and a line in rejected.csv; every other row is still there."""
     shutil.copytree(phantoms.dicom, tmp_path / "in")
     victim = pd.read_csv(phantoms.order).iloc[10]
-    from ich_seq.studies import find_studies
 
     path = next(h.path for s in find_studies(tmp_path / "in").studies for h in s.slices if h.sop_uid == victim["sop"])
     path.write_bytes(path.read_bytes()[:-900])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ich_seq.figures import Predicted
 from ich_seq.labels import LABELS
 from ich_seq.report import StudyPrediction, write_slices, write_studies, write_submission
 from ich_seq.studies import Geometry
@@ -24,12 +25,18 @@ def prediction(uid: str, slices: int, seed: int = 0, likeliest: float | None = N
     study = rng.uniform(size=K)
     if likeliest is not None:
         study[-1] = likeliest
+    beside = {
+        name: Predicted(slices=rng.uniform(size=(slices, K)), studies=rng.uniform(size=(1, K)))
+        for name in ("cnn", "rnn", "blend")
+    }
     return StudyPrediction(
         study_uid=uid,
+        patient=seed + 7,
         sop_uids=tuple(f"{uid}.{rng.integers(10**9)}" for _ in range(slices)),
         positions_mm=-40 + rng.uniform(0.5, 8, slices).cumsum(),
         slice_probabilities=rng.uniform(size=(slices, K)),
         study_probabilities=study,
+        beside=beside,
         geometry=GEOMETRY,
         lost_slices=seed,
     )
@@ -91,15 +98,17 @@ def test_slices_stand_feet_to_head(tmp_path, predictions):
     """A row a slice, study by study in the order given, positions ascending, each beside its own numbers."""
     write_slices(tmp_path / "s.csv", predictions)
     rows = rows_of(tmp_path / "s.csv")
-    assert list(rows[0]) == ["study_uid", "sop_uid", "position_mm", *LABELS]
+    parts = [f"{name}_{label}" for name in ("cnn", "rnn") for label in LABELS]
+    assert list(rows[0]) == ["study_uid", "sop_uid", "position_mm", *LABELS, *parts]
     assert [row["sop_uid"] for row in rows] == [sop for p in predictions for sop in p.sop_uids]
     for p in predictions:
         own = [row for row in rows if row["study_uid"] == p.study_uid]
         assert [row["sop_uid"] for row in own] == list(p.sop_uids)
         assert [float(row["position_mm"]) for row in own] == pytest.approx(p.positions_mm, abs=1e-6)
         assert (np.diff([float(row["position_mm"]) for row in own]) > 0).all()
-        for row, probabilities in zip(own, p.slice_probabilities, strict=True):
-            assert [float(row[label]) for label in LABELS] == pytest.approx(probabilities, abs=5.1e-7)
+        for row, *said in zip(own, p.slice_probabilities, p.beside["cnn"].slices, p.beside["rnn"].slices, strict=True):
+            for prefix, probabilities in zip(("", "cnn_", "rnn_"), said, strict=True):
+                assert [float(row[prefix + label]) for label in LABELS] == pytest.approx(probabilities, abs=5.1e-7)
 
 
 def test_studies_come_likeliest_first(tmp_path, predictions):
@@ -112,6 +121,11 @@ def test_studies_come_likeliest_first(tmp_path, predictions):
     for row in rows:
         p = by_uid[row["study_uid"]]
         assert [float(row[label]) for label in LABELS] == pytest.approx(p.study_probabilities, abs=5.1e-7)
+        for name in ("cnn", "rnn"):
+            assert [float(row[f"{name}_{label}"]) for label in LABELS] == pytest.approx(
+                p.beside[name].studies[0], abs=5.1e-7
+            )
+        assert int(row["patient"]) == p.patient
         assert (int(row["slices"]), int(row["lost_slices"])) == (len(p.sop_uids), p.lost_slices)
         assert (int(row["zones"]), int(row["gaps"]), int(row["duplicates"])) == (2, 1, 0)
         assert float(row["tilt_deg"]) == pytest.approx(GEOMETRY.tilt_deg, abs=1e-6)

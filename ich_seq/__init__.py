@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ich_seq.cnn_training import train_cnn as train_cnn
+    from ich_seq.evaluation import evaluate as evaluate
     from ich_seq.extraction import extract_features as extract_features
     from ich_seq.prediction import predict as predict
     from ich_seq.rnn_training import train_rnn as train_rnn
@@ -41,6 +42,7 @@ __all__ = [
     "OutputError",
     "UsageError",
     "__version__",
+    "evaluate",
     "extract_features",
     "predict",
     "train_cnn",
@@ -52,6 +54,7 @@ _LAZY = {
     "train_cnn": "ich_seq.cnn_training",
     "train_rnn": "ich_seq.rnn_training",
     "predict": "ich_seq.prediction",
+    "evaluate": "ich_seq.evaluation",
 }
 
 

@@ -305,6 +305,65 @@ def predict(
 
 
 @cli.command()
+@click.option(
+    "--predictions",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What predict wrote: slices.csv, or its folder.",
+)
+@_labels
+@_out
+@click.option("--bundle", type=click.Path(path_type=Path), help="What train-rnn wrote: was it trained on these labels?")
+@click.option(
+    "--prevalence",
+    "shares",
+    multiple=True,
+    metavar="LABEL=SHARE",
+    help="What predictive values are to hold for, e.g. any=0.1. [default: as in the data]",
+)
+@click.option(
+    "--resamples", default=2000, show_default=True, type=click.IntRange(min=100), help="Bootstrap samples of patients."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def evaluate(
+    predictions: Path,
+    labels: Path,
+    out: Path,
+    bundle: Path | None,
+    shares: tuple[str, ...],
+    resamples: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Hold predictions against labels: figures of slices and studies, each with its 95 % interval.
+
+    Writes evaluation.json and figures.csv: the challenge's loss, AUROC, average precision, Brier score, calibration
+    error, and sensitivity, specificity and predictive values at 95 % of the other, label by label; the CNN, the
+    sequence models and their blend beside what the prevalence and the position alone say, and their paired
+    differences; reliability by bins; subgroups of studies.
+
+    \b
+    ich-seq evaluate --predictions results --labels stage_2_train.csv --out evaluation
+    """
+    from ich_seq.evaluation import evaluate as run
+    from ich_seq.evaluation import summarised
+    from ich_seq.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        summary = run(
+            predictions, labels, out, bundle=bundle, prevalence=_shares(shares), resamples=resamples, progress=progress
+        )
+    if summary.evaluation.get("bundle", {}).get("trained_on_these_labels"):
+        click.echo(
+            "The bundle was trained on these very labels, so these figures are too good; those in its bundle.json are "
+            "out of fold.",
+            err=True,
+        )
+    _finish(summary.evaluation | {"out": str(out)}, f"{summarised(summary.evaluation)} -> {out}", as_json=as_json)
+
+
+@cli.command()
 @click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--studies", default=72, show_default=True, type=click.IntRange(min=8), help="Synthetic studies to train on."
@@ -332,6 +391,17 @@ def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
     from ich_seq.config import load_config
 
     return load_config(path, overrides)
+
+
+def _shares(given: tuple[str, ...]) -> dict[str, float]:
+    shares = {}
+    for text in given:
+        label, _, share = text.partition("=")
+        try:
+            shares[label] = float(share)
+        except ValueError:
+            raise click.BadParameter(f"--prevalence is a label and a share, e.g. any=0.1; given: {text}") from None
+    return shares
 
 
 def _whole_number(option: str, value: str) -> int:

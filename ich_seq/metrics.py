@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,10 +99,30 @@ class Resamples:
         even = np.full(len(unique), 1 / len(unique))
         self.weights = np.random.default_rng(seed).multinomial(len(unique), even, size=resamples).astype(np.float32)
 
+    def of(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Resamples:
+        """Return the same samples of other rows: those marked of the M, or by number, any as often as named."""
+        part = copy(self)
+        part.index = self.index[rows]
+        part.__dict__.pop("rows", None)
+        return part
+
     def means(self, values: Floats) -> Floats:
-        """Return the mean of M values in each resample, (R,)."""
-        sums, counts = (np.bincount(self.index, v, minlength=self.weights.shape[1]) for v in (values, None))
-        return np.asarray((self.weights @ sums) / (self.weights @ counts.astype(float)))
+        """Return the mean of M values in each resample, (M,) or (M, C) -> (R,) or (R, C), NaN where it holds no row."""
+        columns = values.reshape(len(values), -1).T
+        sums = np.stack([np.bincount(self.index, v, minlength=self.weights.shape[1]) for v in columns], axis=1)
+        with np.errstate(invalid="ignore"):
+            means = (self.weights @ sums) / self.rows[:, None]
+        return np.asarray(means.reshape(-1, *values.shape[1:]))
+
+    @cached_property
+    def rows(self) -> Floats:
+        """How many rows each resample holds, (R,)."""
+        return np.asarray(self.weights @ np.bincount(self.index, minlength=self.weights.shape[1]).astype(float))
+
+    @cached_property
+    def times(self) -> NDArray[np.float32]:
+        """How often the data themselves, and then each resample, hold each patient, (P, R + 1)."""
+        return np.ascontiguousarray(np.vstack([np.ones_like(self.weights[:1]), self.weights]).T)
 
     def aucs(self, scores: Floats, targets: NDArray[np.uint8]) -> Floats:
         """Return the AUC of M scores in each resample, (R,), NaN where a class is absent.

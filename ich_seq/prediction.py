@@ -14,12 +14,20 @@ from ich_seq.extraction import Networks, embed_studies
 from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
-from ich_seq.report import StudyPrediction, write_slices, write_studies, write_submission
+from ich_seq.report import (
+    RUN,
+    SLICES,
+    STUDIES,
+    SUBMISSION,
+    StudyPrediction,
+    write_slices,
+    write_studies,
+    write_submission,
+)
 from ich_seq.store import REJECTED
 from ich_seq.studies import Counts, Findings, account, check_input, find_studies
 
-RUN = "run.json"
-TABLES = STUDIES, SLICES, SUBMISSION = "studies.csv", "slices.csv", "submission.csv"
+TABLES = (STUDIES, SLICES, SUBMISSION)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

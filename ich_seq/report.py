@@ -16,6 +16,7 @@ from ich_seq.labels import LABELS
 from ich_seq.metrics import CLIP
 from ich_seq.studies import Geometry
 
+STUDIES, SLICES, SUBMISSION, RUN = "studies.csv", "slices.csv", "submission.csv", "run.json"
 DECIMALS = 6
 GEOMETRY_COLUMNS = [*Geometry.__slots__]
 PARTS = ("cnn", "rnn")

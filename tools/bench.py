@@ -5,6 +5,7 @@
     python tools/bench.py headers   files indexed a second
     python tools/bench.py memory    resident memory while thousands of studies are embedded
     python tools/bench.py train-rnn an epoch over a store of RSNA 2019's size, made on the spot (2 GB)
+    python tools/bench.py evaluate  2,000 resamples of the figures of predictions of RSNA 2019's size
 
 `extract` times (a) our extraction from files to store, networks loaded; (b) the bare forward of the same
 network, engine, batch and precision on tensors at hand: what no extraction can beat; (c) the way the
@@ -34,9 +35,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from pydicom import dcmread
 
+import ich_seq
 from ich_seq import windows
 from ich_seq.config import Config, load_config
 from ich_seq.devices import autocast, choose_device, choose_workers, keep_memory
@@ -47,6 +50,7 @@ from ich_seq.labels import LABELS
 from ich_seq.phantom import write_dataset
 from ich_seq.progress import silent
 from ich_seq.readers import read_ahead
+from ich_seq.report import SLICES, STUDIES
 from ich_seq.sequence_fitting import SequenceTask, SequenceTraining
 from ich_seq.sequences import Batch, LabelledStudy
 from ich_seq.store import MANIFEST, StoreWriter, StudyFeatures, encoder_file, open_store
@@ -55,13 +59,14 @@ from ich_seq.studies import find_studies
 SIZE, BATCH = 256, Config().extract.batch_size
 NAIVE_BATCH = 32
 WIDTH, STEPS = 1280, 100
+PREVALENCE = (0.004, 0.048, 0.035, 0.048, 0.063, 0.0)
 WINDOWS = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))
 
 
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["extract", "read", "headers", "memory", "train-rnn", "naive"])
+    parser.add_argument("what", choices=["extract", "read", "headers", "memory", "train-rnn", "evaluate", "naive"])
     parser.add_argument("--dicom", type=Path, help="files to read instead of phantoms")
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
@@ -73,7 +78,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     what = {"extract": extract, "read": read, "headers": headers, "memory": memory, "naive": naive}
-    (what | {"train-rnn": train_rnn})[chosen.what](chosen)
+    (what | {"train-rnn": train_rnn, "evaluate": evaluate})[chosen.what](chosen)
 
 
 def phantoms(chosen: argparse.Namespace, *, matrix: int = 512) -> Path:
@@ -322,6 +327,43 @@ def sequence_store(chosen: argparse.Namespace) -> Path:
         writer.add(str(number), study, {}, whole=True)
     (root / encoder_file(0)).write_bytes(b"")  # a store has an encoder; this one is of no use
     writer.close([str(number) for number in range(chosen.studies)], b"", [encoder_file(0)], {})
+    return root
+
+
+def evaluate(chosen: argparse.Namespace) -> None:
+    """Print the seconds that evaluate takes, 2,000 resamples, over tables of as many studies as asked for."""
+    tables = prediction_tables(chosen)
+    times = [
+        seconds(lambda: ich_seq.evaluate(tables, tables / "labels.csv", chosen.work / "evaluation"))
+        for _ in range(chosen.rounds)
+    ]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    report(chosen, {"seconds": statistics.median(times), "peak rss MB": peak}, {}, {"seconds": times})
+
+
+def prediction_tables(chosen: argparse.Namespace) -> Path:
+    """Write tables as predict does, of three predictors, and labels of RSNA's prevalence, ten in eleven patients."""
+    root, rng = chosen.work / f"tables-{chosen.studies}", np.random.default_rng(0)
+    if (root / "labels.csv").exists():
+        return root
+    root.mkdir(parents=True, exist_ok=True)
+    of = np.repeat(np.arange(chosen.studies), np.clip(rng.gamma(20, 1.73, chosen.studies).round(), 20, 60).astype(int))
+    truth = rng.random((len(of), len(LABELS))) < PREVALENCE
+    truth[:, -1] = truth[:, :-1].any(axis=1)
+    said = {
+        prefix + label: 1 / (1 + np.exp(2 - 3 * truth[:, k] - rng.normal(size=len(of))))
+        for prefix in ("", "cnn_", "rnn_")
+        for k, label in enumerate(LABELS)
+    }
+    slices = pd.DataFrame(
+        {"study_uid": of, "sop_uid": np.arange(len(of)), "position_mm": 5.0 * np.arange(len(of))} | said
+    )
+    studies = slices.groupby("study_uid", as_index=False)[list(said)].max()
+    studies.assign(patient=studies["study_uid"] * 10 // 11).to_csv(root / STUDIES, index=False)
+    slices.to_csv(root / SLICES, index=False, float_format="%.6f")
+    pd.DataFrame(truth.astype(int), columns=list(LABELS)).assign(ID=slices["sop_uid"]).to_csv(
+        root / "labels.csv", index=False
+    )
     return root
 
 

@@ -49,16 +49,18 @@ def blend(base: Floats, refined: Floats, share: Floats) -> Floats:
 
 
 def fit_calibration(
-    base: Floats, refined: Floats, targets: NDArray[np.uint8], study_targets: NDArray[np.uint8], method: str
+    base: Floats, refined: Floats, targets: NDArray[np.uint8], lengths: NDArray[np.int64], method: str
 ) -> Calibration:
     """Choose the shares on M rows, (M, K), then fit lines ("platt"), slopes alone ("temperature") or nothing ("none").
 
-    `study_targets` (B, K) are those of the studies behind the rows, be these slices or the studies
-    themselves: slices of one study are no independent evidence, so studies are counted.
+    `lengths` (B,) are the rows of each study, be these its slices or the study itself: slices of one study are no
+    independent evidence, so studies are counted, and a share is taken only if its gain is surer than chance.
     """
     share = choose_shares(base, refined, targets)
+    share = np.where(gains(base, refined, targets, share, lengths), share, 0.0)
     logits = blend(base, refined, share)
     slope, intercept = np.ones_like(share), np.zeros_like(share)
+    study_targets = np.maximum.reduceat(targets, _starts(lengths), axis=0)
     positive = study_targets.sum(axis=0, dtype=np.int64)
     enough = np.minimum(positive, len(study_targets) - positive) >= LEAST_STUDIES
     enough &= np.ptp(logits, axis=0) > LEAST_SPREAD
@@ -75,6 +77,25 @@ def choose_shares(base: Floats, refined: Floats, targets: NDArray[np.uint8]) -> 
     losses = np.stack([log_losses(expit(blend(base, refined, np.array(s))), targets).mean(axis=0) for s in SHARES])
     best = np.array(SHARES)[losses.argmin(axis=0)]
     return np.where(targets.any(axis=0), best, 0.0)
+
+
+def gains(
+    base: Floats, refined: Floats, targets: NDArray[np.uint8], share: Floats, lengths: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Tell for each label, (K,), whether the loss that a share saves is larger than its standard error over studies.
+
+    A rule of one standard error (Breiman et al. 1984): of a label that few studies have, a share that merely fits
+    them is not worth the risk of losing what the base knows. False for a single study.
+    """
+    rows = log_losses(expit(base), targets) - log_losses(expit(blend(base, refined, share)), targets)
+    saved = np.add.reduceat(rows, _starts(lengths), axis=0)
+    if len(saved) == 1:
+        return np.zeros(saved.shape[1], bool)
+    return np.asarray(saved.sum(axis=0) > np.sqrt(len(saved)) * saved.std(axis=0, ddof=1))
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.cumsum(lengths) - lengths
 
 
 def fit_line(logits: Floats, targets: NDArray[np.uint8], *, intercept: bool) -> tuple[float, float]:

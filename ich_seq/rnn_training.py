@@ -187,7 +187,7 @@ def fit_ensemble(data: FoldedStudies, trainer: Trainer, *, without: frozenset[in
         models += trained
     slices, studies = (Beside.joined([part[level] for part in seen]) for level in range(2))
     fitted = (
-        fit_calibration(x.base, x.refined, x.targets, studies.targets, trainer.config.train.calibration)
+        fit_calibration(x.base, x.refined, x.targets, x.lengths, trainer.config.train.calibration)
         for x in (slices, studies)
     )
     return Ensemble(models=models, calibrations=Calibrations(*fitted))

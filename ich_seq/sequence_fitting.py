@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +60,15 @@ class SequenceTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beside:
-    """What the base and a model say of the same rows, slices (M, K) or studies (B, K), in logits, and the truth."""
+    """What the base and a model say of the same rows, slices (M, K) or studies (B, K), in logits, and the truth.
+
+    `lengths` (B,) are the rows of each study.
+    """
 
     base: Floats
     refined: Floats
     targets: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
 
     @classmethod
     def joined(cls, parts: Sequence[Beside]) -> Beside:
@@ -73,12 +77,13 @@ class Beside:
             base=np.concatenate([p.base for p in parts]),
             refined=np.concatenate([p.refined for p in parts]),
             targets=np.concatenate([p.targets for p in parts]),
+            lengths=np.concatenate([p.lengths for p in parts]),
         )
 
     @classmethod
     def mean(cls, parts: Sequence[Beside]) -> Beside:
         """Return the mean of what several models of one base say of the same rows."""
-        return cls(base=parts[0].base, refined=np.mean([p.refined for p in parts], axis=0), targets=parts[0].targets)
+        return replace(parts[0], refined=np.mean([p.refined for p in parts], axis=0))
 
 
 def fit_sequence(task: SequenceTask, root: Path | None) -> SequenceModel:
@@ -245,17 +250,18 @@ def logits_beside_base(
         of_studies = [torch.where(real[..., None], t, -torch.inf).amax(dim=1) for t in (base, targets)]
         seen.append(
             (
-                _beside(base[real], said.slices[real], targets[real]),
-                _beside(of_studies[0], said.studies, of_studies[1]),
+                _beside(base[real], said.slices[real], targets[real], batch.lengths),
+                _beside(of_studies[0], said.studies, of_studies[1], torch.ones_like(batch.lengths)),
             )
         )
     slices, studies_beside = zip(*seen, strict=True)
     return Beside.joined(slices), Beside.joined(studies_beside)
 
 
-def _beside(base: Tensor, refined: Tensor, targets: Tensor) -> Beside:
+def _beside(base: Tensor, refined: Tensor, targets: Tensor, lengths: Tensor) -> Beside:
     return Beside(
         base=base.cpu().double().numpy(),
         refined=refined.cpu().double().numpy(),
         targets=targets.cpu().numpy().astype(np.uint8),
+        lengths=lengths.numpy(),
     )

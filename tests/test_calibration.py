@@ -11,7 +11,16 @@ from scipy.special import expit
 from sklearn.calibration import _TemperatureScaling
 from sklearn.metrics import log_loss, roc_auc_score
 
-from ich_seq.calibration import LEAST_STUDIES, SHARES, Calibration, blend, choose_shares, fit_calibration, fit_line
+from ich_seq.calibration import (
+    LEAST_STUDIES,
+    SHARES,
+    Calibration,
+    blend,
+    choose_shares,
+    fit_calibration,
+    fit_line,
+    gains,
+)
 from ich_seq.labels import LABELS
 
 K = len(LABELS)
@@ -81,6 +90,37 @@ def test_a_label_without_positives_keeps_the_base(label):
     expected = np.ones(K)
     expected[label] = 0
     assert choose_shares(base, refined, targets).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("slices", [1, 5])
+def test_a_gain_counts_if_it_is_larger_than_its_standard_error_over_studies(slices):
+    """By hand, study after study: the sum of what each saves against sqrt(B) times the deviation of these sums."""
+    base, refined, targets = drawn(40 * slices, 3)
+    share = choose_shares(base, refined, targets)
+    share[0], refined[:, 1] = 0.25, base[:, 1] + 0.01 * (refined[:, 1] - base[:, 1])
+    expected = []
+    for k in range(K):
+        saved = []
+        for b in range(40):
+            rows = slice(b * slices, (b + 1) * slices)
+            mixed = (1 - share[k]) * base[rows, k] + share[k] * refined[rows, k]
+            losses = [
+                log_loss(targets[rows, k], expit(x), labels=[0, 1], normalize=False) for x in (base[rows, k], mixed)
+            ]
+            saved.append(losses[0] - losses[1])
+        expected.append(sum(saved) > np.std(saved, ddof=1) * 40**0.5)
+    assert gains(base, refined, targets, share, np.full(40, slices)).tolist() == expected
+    assert len(set(expected)) == 2
+
+
+def test_one_study_proves_nothing():
+    """Many slices of a single study that a share fits perfectly: the base is kept, as nothing tells it from chance."""
+    targets = np.tile(np.array([0, 1], np.uint8)[:, None], (10, K))
+    refined = 9 * (2.0 * targets - 1)
+    fitted = fit_calibration(np.zeros(refined.shape), refined, targets, np.array([20]), "none")
+    assert (fitted.share == 0).all()
+    fitted = fit_calibration(np.zeros(refined.shape), refined, targets, np.full(10, 2), "none")
+    assert (fitted.share == 1).all()
 
 
 @given(rows=st.integers(1, 12), seed=st.integers(0, 10**6))
@@ -174,9 +214,9 @@ def test_a_line_that_would_turn_the_order_round_is_not_taken(intercept, sign):
 @pytest.mark.parametrize("value", [0.0, -1.1])
 def test_logits_that_all_are_one_stay_as_they_are(method, value):
     """A label of which base and model say the same of everything has no line: no warning, and no change."""
-    base, refined, targets, of_studies = studies_drawn(0)
+    base, refined, targets, lengths = studies_drawn(0)
     base[:, 1] = refined[:, 1] = value
-    fitted = fit_calibration(base, refined, targets, of_studies, method)
+    fitted = fit_calibration(base, refined, targets, lengths, method)
     assert (fitted.share[1], fitted.slope[1], fitted.intercept[1]) == (0.0, 1.0, 0.0)
     assert method == "none" or (np.delete(fitted.slope, 1) != 1).sum() > 1
 
@@ -199,20 +239,23 @@ def test_logits_that_part_the_classes_give_finite_numbers(intercept, gap):
 def studies_drawn(
     seed: int, *, studies: int = 120, slices: int = 4
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Base and refined logits and targets of slices, (M, K), and the targets of their studies, (B, K)."""
+    """Base and refined logits and targets of slices, (M, K), and how many slices each study has, (B,)."""
     base, refined, targets = drawn(studies * slices, seed)
     rng = np.random.default_rng([seed, 1])
     targets &= np.repeat(rng.uniform(size=(studies, K)) < 0.5, slices, axis=0)
-    return base, refined, targets, targets.reshape(studies, slices, K).max(axis=1)
+    return base, refined, targets, np.full(studies, slices)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(3))
 def test_each_label_gets_its_share_and_then_its_line_through_the_blend(method, seed):
     """Shares are those chosen alone; lines are fitted to each label's blend, both numbers, the slope or neither."""
-    base, refined, targets, of_studies = studies_drawn(seed)
-    fitted = fit_calibration(base, refined, targets, of_studies, method)
-    assert fitted.share.tolist() == choose_shares(base, refined, targets).tolist()
+    base, refined, targets, lengths = studies_drawn(seed)
+    fitted = fit_calibration(base, refined, targets, lengths, method)
+    share = choose_shares(base, refined, targets)
+    sure = gains(base, refined, targets, share, lengths)
+    assert fitted.share.tolist() == np.where(sure, share, 0).tolist()
+    assert fitted.share.any()
     for k in range(K):
         logits = (1 - fitted.share[k]) * base[:, k] + fitted.share[k] * refined[:, k]
         line = np.array([1.0, 0.0])
@@ -242,15 +285,13 @@ def test_calibrated_logits_are_the_blend_on_its_line(rows, seed):
 @pytest.mark.parametrize("count", [0, LEAST_STUDIES - 1, LEAST_STUDIES])
 def test_a_label_of_few_studies_is_left_as_it_is(method, side, count):
     """Of positive or negative studies LEAST_STUDIES are needed, however many slices they have; other labels are not."""
-    base, refined, targets, _ = studies_drawn(0)
+    base, refined, targets, lengths = studies_drawn(0)
     rare = np.zeros((120, 4), bool)
     rare[:count, :3] = True  # three slices of each
     targets[:, 2] = (rare if side == "positive" else ~rare.any(axis=1, keepdims=True) | rare).ravel()
-    of_studies = targets.reshape(120, 4, K).max(axis=1)
     if side == "negative":
-        of_studies[:count, 2] = 0
         targets[: 4 * count, 2] = 0
-    fitted = fit_calibration(base, refined, targets, of_studies, method)
+    fitted = fit_calibration(base, refined, targets, lengths, method)
     whole = fit_calibration(*studies_drawn(0), method)
     for name in ("share", "slope", "intercept"):
         assert np.array_equal(np.delete(getattr(fitted, name), 2), np.delete(getattr(whole, name), 2))
@@ -267,10 +308,10 @@ def test_a_label_of_few_studies_is_left_as_it_is(method, side, count):
 @pytest.mark.parametrize("seed", range(4))
 def test_calibration_never_changes_the_order_and_never_costs_more(method, seed):
     """Label by label on the rows fitted: the AUC of the blend to the bit, and a log loss no worse than the blend's."""
-    base, refined, targets, of_studies = studies_drawn(seed)
+    base, refined, targets, lengths = studies_drawn(seed)
     base[:, 3] -= 9 * (2.0 * targets[:, 3] - 1)  # one that is wrong and sure of it
     refined[:, 3] = base[:, 3]
-    fitted = fit_calibration(base, refined, targets, of_studies, method)
+    fitted = fit_calibration(base, refined, targets, lengths, method)
     before, after = blend(base, refined, fitted.share), fitted.logits(base, refined)
     assert (fitted.slope > 0).all()
     for k in range(K):
@@ -287,7 +328,7 @@ def test_calibration_makes_an_overconfident_model_honest():
     honest = rng.normal(-1, 1.5, (4000, K))
     targets = (rng.uniform(size=honest.shape) < expit(honest)).astype(np.uint8)
     sure = 5 * honest + 2
-    fitted = fit_calibration(sure[:2000], sure[:2000], targets[:2000], targets[:2000], "platt")
+    fitted = fit_calibration(sure[:2000], sure[:2000], targets[:2000], np.ones(2000, int), "platt")
     said = fitted.logits(sure[2000:], sure[2000:])
     assert np.abs(said - honest[2000:]).mean() < 0.2
     assert cost(np.ones(1), said, targets[2000:]) < cost(np.ones(1), sure[2000:], targets[2000:]) - 0.3

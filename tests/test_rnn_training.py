@@ -487,15 +487,16 @@ def test_the_calibration_is_fitted_where_the_models_stopped(learnable, logits_al
         ]
         for i, fold in enumerate((1, 2, 3))
     ]
-    study_targets = np.concatenate([of[0][1][2] for of in parts])
+    held_out = [s for fold in (1, 2, 3) for s in data.to_learn_from(frozenset({fold}), without)]
+    lengths = [np.array([len(s) for s in held_out]), np.ones(len(held_out), int)]
     for level, fitted in enumerate(ensemble.calibrations):
         base, targets = (np.concatenate([of[0][level][i] for of in parts]) for i in (0, 2))
         refined = np.concatenate([np.mean([one[level][1] for one in of], axis=0) for of in parts])
         *rows, used = given[level]
-        for row, by_hand in zip(rows, (base, refined, targets, study_targets), strict=True):
+        for row, by_hand in zip(rows, (base, refined, targets, lengths[level]), strict=True):
             np.testing.assert_allclose(row, by_hand, atol=1e-4)
         assert used == method
-        expected = fit_calibration(base, refined, targets, study_targets, method)
+        expected = fit_calibration(base, refined, targets, lengths[level], method)
         for name in ("share", "slope", "intercept"):
             assert getattr(fitted, name) == pytest.approx(getattr(expected, name), rel=1e-2, abs=1e-3)
         assert set(fitted.share.tolist()) <= set(SHARES)

@@ -77,8 +77,7 @@ def ours_one(train: Studies, stop: Studies, config: Config, device: torch.device
     model = fit_sequence(task, None)
     slices, studies = logits_beside_base(model, stop, device)
     fitted = (
-        fit_calibration(x.base, x.refined, x.targets, studies.targets, config.train.calibration)
-        for x in (slices, studies)
+        fit_calibration(x.base, x.refined, x.targets, x.lengths, config.train.calibration) for x in (slices, studies)
     )
     ensemble = Ensemble(models=[model], calibrations=Calibrations(*fitted))
     return lambda unseen: blended(ensemble, unseen, device)

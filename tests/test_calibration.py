@@ -93,8 +93,8 @@ def test_a_label_without_positives_keeps_the_base(label):
 
 
 @pytest.mark.parametrize("slices", [1, 5])
-def test_a_gain_counts_if_it_is_larger_than_its_standard_error_over_studies(slices):
-    """By hand, study after study: the sum of what each saves against sqrt(B) times the deviation of these sums."""
+def test_a_gain_counts_if_it_is_larger_than_two_standard_errors_over_studies(slices):
+    """By hand, study after study: the sum of what each saves against 2 sqrt(B) times the deviation of these sums."""
     base, refined, targets = drawn(40 * slices, 3)
     share = choose_shares(base, refined, targets)
     share[0], refined[:, 1] = 0.25, base[:, 1] + 0.01 * (refined[:, 1] - base[:, 1])
@@ -108,7 +108,7 @@ def test_a_gain_counts_if_it_is_larger_than_its_standard_error_over_studies(slic
                 log_loss(targets[rows, k], expit(x), labels=[0, 1], normalize=False) for x in (base[rows, k], mixed)
             ]
             saved.append(losses[0] - losses[1])
-        expected.append(sum(saved) > np.std(saved, ddof=1) * 40**0.5)
+        expected.append(sum(saved) > 2 * np.std(saved, ddof=1) * 40**0.5)
     assert gains(base, refined, targets, share, np.full(40, slices)).tolist() == expected
     assert len(set(expected)) == 2
 

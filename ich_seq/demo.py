@@ -95,10 +95,10 @@ def _refuse_full(out: Path) -> None:
 
 
 def _judge_new(predictions: Sequence[StudyPrediction], labels: Path, seed: int) -> dict[str, Any]:
-    """Return the figures of predictions against a label file; here each study counts as a patient."""
+    """Return the figures of predictions against a label file."""
     known = read_labels(labels)
     targets = [known.targets(list(p.sop_uids)) for p in predictions]
-    truth = Truth.of_studies(targets, [p.study_uid for p in predictions])
+    truth = Truth.of_studies(targets, [str(p.patient) for p in predictions])
     said = Predicted(
         slices=np.concatenate([p.slice_probabilities for p in predictions]),
         studies=np.stack([p.study_probabilities for p in predictions]),

@@ -319,7 +319,7 @@ def predict(
     "shares",
     multiple=True,
     metavar="LABEL=SHARE",
-    help="What predictive values are to hold for, e.g. any=0.1. [default: as in the data]",
+    help="Of studies, for predictive values, e.g. any=0.1. [default: as in the data]",
 )
 @click.option(
     "--resamples", default=2000, show_default=True, type=click.IntRange(min=100), help="Bootstrap samples of patients."
@@ -354,10 +354,11 @@ def evaluate(
         summary = run(
             predictions, labels, out, bundle=bundle, prevalence=_shares(shares), resamples=resamples, progress=progress
         )
-    if summary.evaluation.get("bundle", {}).get("trained_on_these_labels"):
+    made_by = summary.evaluation.get("bundle", {})
+    if made_by.get("trained_on_these_labels") and made_by["made_the_predictions"] is not False:
         click.echo(
-            "The bundle was trained on these very labels, so these figures are too good; those in its bundle.json are "
-            "out of fold.",
+            "The bundle was trained with this very label file: if it learnt from these studies, the figures are too "
+            "good; those in its bundle.json are out of fold.",
             err=True,
         )
     _finish(summary.evaluation | {"out": str(out)}, f"{summarised(summary.evaluation)} -> {out}", as_json=as_json)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ich_seq import UsageError, __version__
+from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.bundle import CARD
 from ich_seq.bundle import SCHEMA as BUNDLE_SCHEMA
 from ich_seq.figures import Predicted, table
@@ -69,15 +69,15 @@ def evaluate(
     """Hold the slices.csv of predict against labels; write evaluation.json and figures.csv into `out`.
 
     Every figure has a 95 % interval over resampled patients (studies, where the table does not tell patients).
-    Predictive values hold for `prevalence`, that of the data where a label is not named. Of `bundle` it is noted
-    whether it made the predictions and was trained on these very labels. Raises UsageError for tables that cannot be
-    meant and if no predicted study is labelled, ArtefactError for a damaged bundle, OutputError if `out` cannot be
-    written.
+    Predictive values of studies hold for `prevalence`, that of the data where a label is not named. Of `bundle` it is
+    noted whether it made the predictions and was trained with this very label file. Raises UsageError for tables that
+    cannot be meant and if no predicted study is labelled, ArtefactError for a damaged bundle, OutputError if `out`
+    cannot be written.
     """
     predictions, labels, out = Path(predictions), Path(labels), Path(out)
     _check_prevalence(prevalence or {})
-    made_by = {} if bundle is None else {"bundle": _of_bundle(Path(bundle), predictions, labels)}
     held = hold(read_results(predictions), read_labels(labels))
+    made_by = {} if bundle is None else {"bundle": _of_bundle(Path(bundle), predictions, labels)}
     with locked_folder(out):
         samples = _samples(held, prevalence or {}, resamples, seed)
         measured = _measure(held, samples, progress)
@@ -105,11 +105,11 @@ def _samples(held: Held, prevalence: Mapping[str, float], resamples: int, seed: 
         level: Sample(
             targets=targets,
             resamples=drawn,
-            prevalence=np.array([prevalence.get(k, p) for k, p in zip(LABELS, targets.mean(axis=0), strict=True)]),
+            prevalence=np.array([given.get(k, p) for k, p in zip(LABELS, targets.mean(axis=0), strict=True)]),
         )
-        for level, targets, drawn in (
-            ("slices", held.truth.slices, of_slices),
-            ("studies", held.truth.studies, of_studies),
+        for level, targets, drawn, given in (
+            ("slices", held.truth.slices, of_slices, {}),
+            ("studies", held.truth.studies, of_studies, prevalence),
         )
     }
 
@@ -191,13 +191,22 @@ def _of_bundle(bundle: Path, predictions: Path, labels: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{bundle} is not a bundle: it has no {CARD}. Give the folder that train-rnn wrote.")
     card, sha256 = read_manifest(path, BUNDLE_SCHEMA), sha256_file(path)
-    record = (predictions if predictions.is_dir() else predictions.parent) / RUN
-    made = json.loads(record.read_text(encoding="utf-8")).get("card_sha256") if record.is_file() else None
+    record = (predictions / SLICES if predictions.is_dir() else predictions).with_name(RUN)
+    told = record.is_file() and (predictions.is_dir() or predictions.name == SLICES)
+    made = _read_run(record).get("card_sha256") if told else None
     return {
         "card_sha256": sha256,
         "made_the_predictions": None if made is None else made == sha256,
         "trained_on_these_labels": card.get("training", {}).get("labels_sha256") == sha256_file(labels),
     }
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read; predict again.") from error
+    return run
 
 
 def _inputs(predictions: Path, labels: Path) -> dict[str, Any]:

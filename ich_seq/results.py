@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ich_seq.labels import LABELS, SliceLabels, assign_folds
 from ich_seq.report import GEOMETRY_COLUMNS, PARTS, SLICES, STUDIES
 
 BLEND, ALONE = "blend", "predicted"
+BASELINES = ("constant", "position")
 BASELINE_FOLDS = 5
 Floats = NDArray[np.float64]
 
@@ -50,22 +52,25 @@ class Held:
 
 
 def read_results(path: Path) -> Results:
-    """Read slices.csv, or that of a folder, and the studies.csv beside it if there is one.
+    """Read slices.csv, or that of a folder, and the studies.csv beside it; a file of another name stands by itself.
 
     Refused with UsageError: a table without study_uid, sop_uid and the six labels, a slice twice, probabilities
-    that are no numbers from 0 to 1, a study that one table has and the other has not.
+    that are no numbers from 0 to 1, six columns under a name of ours, tables of which one has a study that the other
+    has not.
     """
     path = path / SLICES if path.is_dir() else path
     slices = _read(path, ("study_uid", "sop_uid"))
     _refuse(slices["sop_uid"].duplicated(), slices["sop_uid"], f"{path}: more than one row for")
-    predictors = _predictors(slices)
+    predictors = _predictors(slices, path)
     beside = path.with_name(STUDIES)
-    studies = _read(beside, ("study_uid",)).set_index("study_uid") if beside.exists() else None
+    there = path.name == SLICES and beside.exists()
+    studies = _read(beside, ("study_uid",)).set_index("study_uid") if there else None
     if studies is not None:
         _refuse(studies.index.duplicated(), studies.index, f"{beside}: more than one row for")
         known = slices["study_uid"].isin(studies.index)
         _refuse(~known, slices["study_uid"], f"{beside} has no row for")
-        if missing := set(predictors.values()) - set(_predictors(studies).values()):
+        _refuse(~studies.index.isin(slices["study_uid"]), studies.index, f"{path} has no slice of")
+        if missing := set(predictors.values()) - set(_predictors(studies, beside).values()):
             named = ", ".join(f"{prefix}{LABELS[-1]}" for prefix in sorted(missing))
             raise UsageError(f"{beside} lacks six columns such as {named}, which {path} has. Predict again.")
     for table, name in ((slices, path), (studies, beside)):
@@ -78,21 +83,31 @@ def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     text = {"study_uid": str, "sop_uid": str, "patient": str}
     try:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UsageError(f"Cannot read the predictions {path}: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes a field too many for a row name
+        raise UsageError(f"{path}: the rows have more fields than the header has columns. Mend the table.")
     if missing := [c for c in (*needed, *LABELS) if c not in table.columns]:
         raise UsageError(
             f"{path} is not what predict writes: it lacks {', '.join(missing)}. Give its slices.csv or its folder."
         )
     if table.empty:
         raise UsageError(f"{path} holds no predictions: there is no row below the header.")
+    for column in {"study_uid", "sop_uid", "patient"} & set(table.columns):
+        table[column] = table[column].str.strip()
+    for column in {"position_mm", "slices", *GEOMETRY_COLUMNS} & set(table.columns):
+        table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
 
 
-def _predictors(table: pd.DataFrame) -> dict[str, str]:
+def _predictors(table: pd.DataFrame, path: Path) -> dict[str, str]:
     """Return the prefix of each predictor that has all six columns, the table's own first."""
     prefixes = dict.fromkeys(c.removesuffix(LABELS[-1]) for c in table.columns if str(c).endswith(f"_{LABELS[-1]}"))
     others = [p for p in prefixes if {f"{p}{label}" for label in LABELS} <= set(table.columns)]
+    if taken := {p.removesuffix("_") for p in others} & {BLEND, ALONE, *BASELINES}:
+        raise UsageError(
+            f"{path}: columns such as {min(taken)}_any have a name that evaluate gives itself; rename the six."
+        )
     own = BLEND if {f"{name}_" for name in PARTS} <= set(others) else ALONE
     return {own: "", **{p.removesuffix("_"): p for p in others}}
 
@@ -130,15 +145,17 @@ def hold(results: Results, labels: SliceLabels) -> Held:
         )
     uids, lengths = _runs(kept["study_uid"].to_numpy())
     studies = None if results.studies is None else results.studies.loc[uids.tolist()]
-    by_patient = studies is not None and "patient" in studies.columns
-    patients = studies["patient"].to_numpy(str) if studies is not None and by_patient else uids.astype(str)
+    patients = uids.astype(str)
+    by_patient = studies is not None and "patient" in studies.columns and bool((studies["patient"] != "").any())
+    if studies is not None and by_patient:  # whom nobody named is a patient of its own
+        patients = np.array([p or f"study {uid}" for p, uid in zip(studies["patient"], uids, strict=True)])
     targets = np.split(labels.targets(kept["sop_uid"].tolist()), np.cumsum(lengths)[:-1])
     truth = Truth.of_studies(targets, patients.tolist())
     predicted = {
         name: _predicted(kept, studies, [prefix + label for label in LABELS], lengths)
         for name, prefix in results.predictors.items()
     }
-    geometry = studies if studies is not None and set(GEOMETRY_COLUMNS) <= set(studies.columns) else None
+    geometry = studies if studies is not None and {"slices", *GEOMETRY_COLUMNS} <= set(studies.columns) else None
     return Held(
         predicted=predicted | _baselines(kept, truth, lengths),
         truth=truth,
@@ -179,7 +196,7 @@ def _baselines(slices: pd.DataFrame, truth: Truth, lengths: NDArray[np.int64]) -
     folds = assign_folds(truth.study_patients, truth.studies, n_folds=n_folds, seed=0)
     of_slice = np.repeat(folds, lengths)
     where = _relative(slices, lengths)
-    said = {name: np.empty(truth.slices.shape) for name in ("constant", "position")}
+    said = {name: np.empty(truth.slices.shape) for name in BASELINES}
     studies = np.empty(truth.studies.shape)
     for fold in range(n_folds):
         new, old = of_slice == fold, of_slice != fold
@@ -196,7 +213,8 @@ def _relative(slices: pd.DataFrame, lengths: NDArray[np.int64]) -> Floats:
     """Return how far from feet to head each slice lies; rows stand for positions that are unknown."""
     known = "position_mm" in slices.columns
     places = slices["position_mm"].to_numpy(np.float64) if known else np.arange(float(len(slices)))
-    return np.concatenate([relative_positions(p) for p in np.split(places, np.cumsum(lengths)[:-1])])
+    parts = np.split(places, np.cumsum(lengths)[:-1])
+    return np.concatenate([relative_positions(p if np.isfinite(p).all() else np.arange(float(len(p)))) for p in parts])
 
 
 def _flow(

@@ -16,6 +16,10 @@ GROUPS = 512
 """At most so many groups of neighbouring scores are told apart while resampling: RSNA's 752,803 take a second."""
 
 
+ROUNDING = 1e-9
+"""A share such as 19 of 20 is not to miss .95 by its last bit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """How often `positives` and `negatives` have each of G ascending scores in each of R samples, (R, G) each."""
@@ -95,7 +99,7 @@ def _borders(scores: Floats, positive: NDArray[np.bool_]) -> Floats:
 def roc_areas(counted: Tally) -> Floats:
     """Return the area under the ROC curve, ties counting half, (R,); NaN where a class is absent."""
     sensitivity, specificity = counted.reached()
-    return np.asarray(-np.trapezoid(sensitivity, 1 - specificity, axis=1))
+    return np.asarray(np.trapezoid(sensitivity[:, ::-1], (1 - specificity)[:, ::-1], axis=1))
 
 
 def average_precisions(counted: Tally) -> Floats:
@@ -124,10 +128,6 @@ def at_sensitivity(counted: Tally, least: float) -> OperatingPoint:
     enough = sensitivity >= least - ROUNDING
     chosen = enough.shape[1] - 1 - enough[:, ::-1].argmax(axis=1)[:, None]
     return _point(sensitivity, specificity, chosen)
-
-
-ROUNDING = 1e-9
-"""A share such as 19 of 20 is not to miss .95 by its last bit."""
 
 
 def _point(sensitivity: Floats, specificity: Floats, chosen: NDArray[np.intp]) -> OperatingPoint:

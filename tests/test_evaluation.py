@@ -127,12 +127,13 @@ def test_two_runs_give_the_same_bytes(judged, given, tmp_path):
 def test_predictive_values_go_by_the_prevalence_named(judged, given, tmp_path):
     """--prevalence any=0.01: other predictive values of that label, the others and everything else as before."""
     other = evaluate(given, given / "labels.csv", tmp_path, resamples=100, prevalence={"any": 0.01}).evaluation
-    before, after = (e["slices"]["blend"]["labels"] for e in (judged.evaluation, other))
-    assert {k for k in before["any"] if before["any"][k] != after["any"][k]} == {
-        f"{kind}_at_95_{by}" for kind in ("ppv", "npv") for by in ("specificity", "sensitivity")
-    }
+    before, after = (e["studies"]["position"]["labels"] for e in (judged.evaluation, other))
+    changed = {k for k in before["any"] if before["any"][k] != after["any"][k]}
+    assert changed
+    assert changed <= {f"{kind}_at_95_{by}" for kind in ("ppv", "npv") for by in ("specificity", "sensitivity")}
+    assert other["slices"] == judged.evaluation["slices"]
     assert {k: v for k, v in before.items() if k != "any"} == {k: v for k, v in after.items() if k != "any"}
-    assert other["prevalence"]["slices"]["any"] == 0.01
+    assert other["prevalence"]["studies"]["any"] == 0.01
 
 
 @pytest.mark.parametrize("prevalence", [{"any": 0}, {"any": 1.0}, {"all": 0.1}, {"any": float("nan")}])
@@ -172,7 +173,7 @@ def test_the_command_prints_figures_and_ends_with_0(given, tmp_path):
     assert f"intervals over {PATIENTS} patients" in result.stdout
     assert result.stderr == ""
     result = run(*given_and_out, "--resamples", 100, "--quiet", "--json", "--prevalence", "any=0.2")
-    assert json.loads(result.stdout)["prevalence"]["slices"]["any"] == 0.2
+    assert json.loads(result.stdout)["prevalence"]["studies"]["any"] == 0.2
 
 
 @pytest.mark.parametrize("share", ["any", "any=", "any=x", "=0.1"])

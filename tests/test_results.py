@@ -146,6 +146,8 @@ def test_one_patient_has_no_baselines(written):
         (lambda a, b: (pd.concat([a, a.iloc[:1]]), b), "more than one row for s1.0"),
         (lambda a, b: (a, pd.concat([b, b.iloc[:1]])), "more than one row for s1"),
         (lambda a, b: (a, b.iloc[1:]), "no row for s1"),
+        (lambda a, b: (a[a["study_uid"] != "s3"], b), "no slice of s3"),
+        (lambda a, b: (a.rename(columns=lambda c: c.replace("cnn_", "position_")), b), "rename the six"),
         (lambda a, b: (a, b.drop(columns="rnn_any")), "lacks six columns such as rnn_any"),
         (lambda a, b: (a.assign(any=1.5), b), "no probability in row 2"),
         (lambda a, b: (a.assign(cnn_any="much"), b), "no probability in row 2"),
@@ -157,6 +159,34 @@ def test_tables_that_cannot_be_meant_are_refused(written, change, words):
     with pytest.raises(UsageError, match=words) as refused:
         read_results(written(change))
     assert ".csv" in str(refused.value)
+
+
+def test_tables_of_another_name_stand_by_themselves(written):
+    """A second table beside predict's own is not given the studies of the first."""
+    root = written()
+    (root / "slices.csv").rename(root / "mine.csv")
+    assert read_results(root / "mine.csv").studies is None
+
+
+def test_patients_without_a_name_are_patients_of_their_own(written):
+    """An emptied cell joins nobody with nobody; if all are empty, intervals go by study."""
+    labels = labels_of(tables()[0]["sop_uid"].tolist())
+    held = hold(read_results(written(lambda a, b: (a, b.assign(patient=["", " ", "7"])))), labels)
+    assert held.truth.study_patients.tolist() == ["study s1", "study s2", "7"]
+    held = hold(read_results(written(lambda a, b: (a, b.assign(patient="")))), labels)
+    assert not held.by_patient
+    assert held.truth.study_patients.tolist() == ["s1", "s2", "s3"]
+
+
+def test_unknown_positions_and_geometry_cost_nothing_else(written):
+    """An empty position or tilt: rows stand for positions in that study, and all studies are judged."""
+    labels = labels_of(tables()[0]["sop_uid"].tolist())
+    change = lambda a, b: (a.astype({"position_mm": object}).replace({"position_mm": {5.0: ""}}), b.assign(tilt_deg=""))  # noqa: E731
+    held = hold(read_results(written(change)), labels)
+    assert held.lengths.tolist() == [3, 1, 4]
+    assert np.isfinite(held.predicted["position"].slices).all()
+    assert held.geometry is not None
+    assert held.geometry["tilt_deg"].isna().all()
 
 
 def test_files_that_are_not_there_or_no_tables_are_refused(tmp_path):

@@ -138,16 +138,20 @@ def _forget(root: Path) -> None:
             path.unlink()
 
 
+def read_card(root: Path) -> dict[str, Any]:
+    """Read a bundle's card. Raises UsageError if there is no bundle, ArtefactError if the card is damaged."""
+    if not (root / CARD).is_file():
+        raise UsageError(f"{root} is not a bundle: it has no {CARD}. Give the folder that train-rnn wrote.")
+    return read_manifest(root / CARD, SCHEMA)
+
+
 def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> Bundle:
     """Load a bundle and check it; `engine` stands in for the one that its features were made with.
 
     Raises UsageError if there is no bundle, ArtefactError if a file is not the card's, if the labels come
     in another order or if the weights do not fit the networks described.
     """
-    path = root / CARD
-    if not path.is_file():
-        raise UsageError(f"{root} is not a bundle: it has no {CARD}. Give the folder that train-rnn wrote.")
-    card = read_manifest(path, SCHEMA)
+    path, card = root / CARD, read_card(root)
     if card.get("labels") != list(LABELS):
         raise ArtefactError(f"{path}: the labels are {card.get('labels')}, this version has {list(LABELS)}.")
     try:

@@ -13,8 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ich_seq import ArtefactError, UsageError, __version__
-from ich_seq.bundle import CARD
-from ich_seq.bundle import SCHEMA as BUNDLE_SCHEMA
+from ich_seq.bundle import CARD, read_card
 from ich_seq.figures import Predicted, table
 from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
 from ich_seq.labels import LABELS, read_labels
@@ -22,8 +21,7 @@ from ich_seq.metrics import Resamples
 from ich_seq.progress import Progress, silent
 from ich_seq.quality import Quality, Sample, compare, measure, of_labels, reliability
 from ich_seq.report import RUN, SLICES
-from ich_seq.results import Held, hold, read_results
-from ich_seq.store import read_manifest
+from ich_seq.results import Held, hold, read_results, slices_table
 
 SCHEMA = "ich-seq evaluation 1"
 EVALUATION, FIGURES = "evaluation.json", "figures.csv"
@@ -74,7 +72,7 @@ def evaluate(
     cannot be meant and if no predicted study is labelled, ArtefactError for a damaged bundle, OutputError if `out`
     cannot be written.
     """
-    predictions, labels, out = Path(predictions), Path(labels), Path(out)
+    predictions, labels, out = slices_table(Path(predictions)), Path(labels), Path(out)
     _check_prevalence(prevalence or {})
     held = hold(read_results(predictions), read_labels(labels))
     made_by = {} if bundle is None else {"bundle": _of_bundle(Path(bundle), predictions, labels)}
@@ -187,12 +185,9 @@ def _describe(held: Held, samples: Mapping[str, Sample]) -> dict[str, Any]:
 
 def _of_bundle(bundle: Path, predictions: Path, labels: Path) -> dict[str, Any]:
     """Return whether a bundle made the predictions (None: they do not tell) and learnt from this label file."""
-    path = bundle / CARD
-    if not path.is_file():
-        raise UsageError(f"{bundle} is not a bundle: it has no {CARD}. Give the folder that train-rnn wrote.")
-    card, sha256 = read_manifest(path, BUNDLE_SCHEMA), sha256_file(path)
-    record = (predictions / SLICES if predictions.is_dir() else predictions).with_name(RUN)
-    told = record.is_file() and (predictions.is_dir() or predictions.name == SLICES)
+    card, sha256 = read_card(bundle), sha256_file(bundle / CARD)
+    record = predictions.with_name(RUN)
+    told = predictions.name == SLICES and record.is_file()
     made = _read_run(record).get("card_sha256") if told else None
     return {
         "card_sha256": sha256,
@@ -210,8 +205,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _inputs(predictions: Path, labels: Path) -> dict[str, Any]:
-    table = predictions / SLICES if predictions.is_dir() else predictions
-    return {"inputs": {"predictions_sha256": sha256_file(table), "labels_sha256": sha256_file(labels)}}
+    return {"inputs": {"predictions_sha256": sha256_file(predictions), "labels_sha256": sha256_file(labels)}}
 
 
 def summarised(evaluation: Mapping[str, Any]) -> str:

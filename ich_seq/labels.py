@@ -53,20 +53,7 @@ def read_labels(path: Path) -> SliceLabels:
     values other than 0 and 1, two rows that disagree, a slice with less than six labels, `any` = 0
     beside a positive subtype.
     """
-    import lzma
-    import zipfile
-    import zlib
-
-    import pandas as pd
-
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        raise UsageError(f"Cannot read the labels {path}: {error}") from error
-    if raw.empty:
-        raise UsageError(f"{path} holds no labels: there is no row below the header.")
-    if not isinstance(raw.index, pd.RangeIndex):  # pandas takes a field too many for a row name
-        raise UsageError(f"{path}: the rows have more fields than the header has columns. Mend the file and run again.")
+    raw = read_table(path, "labels", str)
     raw.columns = raw.columns.str.strip()
     if {"ID", "Label"} <= set(raw.columns):
         return _from_long(raw, path)
@@ -76,6 +63,28 @@ def read_labels(path: Path) -> SliceLabels:
         f"{path} is not a label file: expected the columns ID and Label (RSNA long form) "
         f"or {', '.join(SUBTYPES)} beside one of {', '.join(ID_COLUMNS)}; found {', '.join(raw.columns[:8])}"
     )
+
+
+def read_table(path: Path, what: str, dtype: type[str] | dict[str, type[str]]) -> pd.DataFrame:
+    """Read a CSV of somebody's, compressed or not, empty cells as empty text; `what` it is said to hold.
+
+    Refused with UsageError: what cannot be read, has no row, or rows longer than its header.
+    """
+    import lzma
+    import zipfile
+    import zlib
+
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype=dtype, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise UsageError(f"Cannot read the {what} {path}: {error}") from error
+    if table.empty:
+        raise UsageError(f"{path} holds no {what}: there is no row below the header.")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes a field too many for a row name
+        raise UsageError(f"{path}: the rows have more fields than the header has columns. Mend the file and run again.")
+    return table
 
 
 def _from_long(raw: pd.DataFrame, path: Path) -> SliceLabels:

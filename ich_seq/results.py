@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from ich_seq import UsageError
 from ich_seq.baselines import by_position, constant, relative_positions
 from ich_seq.figures import Predicted, Truth
-from ich_seq.labels import LABELS, SliceLabels, assign_folds
+from ich_seq.labels import LABELS, SliceLabels, assign_folds, read_table
 from ich_seq.report import GEOMETRY_COLUMNS, PARTS, SLICES, STUDIES
 
 BLEND, ALONE = "blend", "predicted"
@@ -58,7 +57,7 @@ def read_results(path: Path) -> Results:
     that are no numbers from 0 to 1, six columns under a name of ours, tables of which one has a study that the other
     has not.
     """
-    path = path / SLICES if path.is_dir() else path
+    path = slices_table(path)
     slices = _read(path, ("study_uid", "sop_uid"))
     _refuse(slices["sop_uid"].duplicated(), slices["sop_uid"], f"{path}: more than one row for")
     predictors = _predictors(slices, path)
@@ -79,20 +78,18 @@ def read_results(path: Path) -> Results:
     return Results(slices, studies, predictors)
 
 
+def slices_table(path: Path) -> Path:
+    """Return the table of slices that is meant by a folder of predict, or by the table itself."""
+    return path / SLICES if path.is_dir() else path
+
+
 def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     text = {"study_uid": str, "sop_uid": str, "patient": str}
-    try:
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UsageError(f"Cannot read the predictions {path}: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes a field too many for a row name
-        raise UsageError(f"{path}: the rows have more fields than the header has columns. Mend the table.")
+    table = read_table(path, "predictions", text)
     if missing := [c for c in (*needed, *LABELS) if c not in table.columns]:
         raise UsageError(
             f"{path} is not what predict writes: it lacks {', '.join(missing)}. Give its slices.csv or its folder."
         )
-    if table.empty:
-        raise UsageError(f"{path} holds no predictions: there is no row below the header.")
     for column in {"study_uid", "sop_uid", "patient"} & set(table.columns):
         table[column] = table[column].str.strip()
     for column in {"position_mm", "slices", *GEOMETRY_COLUMNS} & set(table.columns):

@@ -98,6 +98,9 @@ FIRST_PIXEL_TAG = 0x7FE00008
 UNDEFINED_LENGTH = 0xFFFFFFFF
 DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".dic", ".ima", ".img"}
 
+MAX_SCANNER_LETTERS = 2 * 64
+"""DICOM PS3.5 6.2: a Long String, as maker and model are, has 64 letters at most."""
+
 PYDICOM_STATE = threading.Lock()
 """pydicom's validation and Python's warning filters are the process's own; two threads must not swap them at once."""
 
@@ -107,9 +110,9 @@ class SliceHeader:
     """What is known of one slice before its pixels are read; every value has passed the gate.
 
     `position_mm` is Image Position (Patient), `orientation` the six direction cosines (row, column),
-    `spacing_mm` (between rows, between columns). `pixel_offset` is where uncompressed pixels begin in
-    the file and -1 for compressed ones. `file` is the path relative to the folder that was searched;
-    `file_bytes` and `modified_ns` tell later whether the file is still the same.
+    `spacing_mm` (between rows, between columns), `scanner` its maker and model, empty where unknown. `pixel_offset` is
+    where uncompressed pixels begin in the file and -1 for compressed ones. `file` is the path relative to the folder
+    that was searched; `file_bytes` and `modified_ns` tell later whether the file is still the same.
     """
 
     path: Path
@@ -135,6 +138,7 @@ class SliceHeader:
     pixel_offset: int
     file_bytes: int
     modified_ns: int
+    scanner: str = ""
 
 
 def read_header(path: Path, file: str) -> SliceHeader | Unused:
@@ -259,7 +263,14 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str, status: 
         pixel_offset=-1,
         file_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
+        scanner=_scanner(dataset),
     )
+
+
+def _scanner(dataset: Dataset) -> str:
+    """Return maker and model as one line of printable text, cut where no honest one is longer."""
+    named = f"{text(dataset, 'Manufacturer')} {text(dataset, 'ManufacturerModelName')}"
+    return "".join(c if c.isprintable() else " " for c in named).strip()[:MAX_SCANNER_LETTERS]
 
 
 def _dimensions(dataset: Dataset) -> tuple[int, int]:

@@ -22,6 +22,8 @@ KEYWORDS = [
     "PatientID",
     "Modality",
     "ImageType",
+    "Manufacturer",
+    "ManufacturerModelName",
     "AcquisitionNumber",
     "InstanceNumber",
     "ImagePositionPatient",

@@ -48,12 +48,14 @@ def predict(
     engine: str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    patient_ids: bool = False,
     progress: Progress = silent,
 ) -> PredictionSummary:
     """Predict every study below `root` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
 
     The bundle's own encoders are used, so no setting can disagree with its training; `engine` says what
-    runs them, if not what did then. Raises
+    runs them, if not what did then. Patients are numbered; their Patient ID is written only where `patient_ids` asks
+    for it. Raises
     NothingUsableError if no slice is usable (rejected.csv then says why), ArtefactError for a damaged
     bundle, OutputError if `out` cannot be written.
     """
@@ -67,7 +69,7 @@ def predict(
             (out / name).unlink(missing_ok=True)
         findings = find_studies(root, skip=out, workers=workers, progress=progress)
         refused: list[Unused] = []
-        predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused))
+        predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused, patient_ids))
         unused, counts = account(findings, refused)
         write_bytes(out / REJECTED, unused_csv(unused))
         if not predictions:
@@ -77,7 +79,7 @@ def predict(
 
 
 def _predict_studies(
-    findings: Findings, bundle: Bundle, workers: int, progress: Progress, refused: list[Unused]
+    findings: Findings, bundle: Bundle, workers: int, progress: Progress, refused: list[Unused], patient_ids: bool
 ) -> Iterator[StudyPrediction]:
     """Yield the studies' predictions in order; slices that cannot be read go to `refused`."""
     lost = Counter(u.study_uid for u in findings.unused if u.fate == "rejected")
@@ -91,6 +93,9 @@ def _predict_studies(
             yield StudyPrediction(
                 study_uid=item.study.uid,
                 patient=patients.setdefault(item.study.patient_id, len(patients) + 1),
+                patient_id=item.study.patient_id if patient_ids else None,
+                matrix=item.study.matrix,
+                scanner=item.study.scanner,
                 sop_uids=item.features[0].sop_uids,
                 positions_mm=item.features[0].positions_mm,
                 slice_probabilities=said["blend"].slices,

@@ -19,6 +19,7 @@ from ich_seq.studies import Geometry
 STUDIES, SLICES, SUBMISSION, RUN = "studies.csv", "slices.csv", "submission.csv", "run.json"
 DECIMALS = 6
 GEOMETRY_COLUMNS = [*Geometry.__slots__]
+MACHINE_COLUMNS = ["rows", "columns", "scanner"]
 PARTS = ("cnn", "rnn")
 PART_COLUMNS = [f"{name}_{label}" for name in PARTS for label in LABELS]
 """What the slice classifier and the sequence models say by themselves stands beside their blend, label by label."""
@@ -28,12 +29,16 @@ PART_COLUMNS = [f"{name}_{label}" for name in PARTS for label in LABELS]
 class StudyPrediction:
     """The result for one study: `slice_probabilities` (N, K), feet to head, and `study_probabilities` (K,).
 
-    `patient` numbers the patients of a run, so that nobody is named and studies of one are still known as such.
+    `patient` numbers the patients of a run, so that nobody is named and studies of one are still known as such;
+    `patient_id` is the Patient ID if it was asked for. `matrix` is (H, W), `scanner` maker and model.
     `beside` is what the parts of the blend say of it, by name.
     """
 
     study_uid: str
     patient: int
+    patient_id: str | None
+    matrix: tuple[int, int]
+    scanner: str
     sop_uids: tuple[str, ...]
     positions_mm: NDArray[np.float64]
     slice_probabilities: NDArray[np.float64]
@@ -51,9 +56,13 @@ def write_studies(path: Path, predictions: Sequence[StudyPrediction]) -> None:
         | {f"{name}_{k}": v for name in PARTS for k, v in _by_label(p.beside[name].studies[0]).items()}
         | {"slices": len(p.sop_uids), "lost_slices": p.lost_slices}
         | asdict(p.geometry)
+        | {"rows": p.matrix[0], "columns": p.matrix[1], "scanner": p.scanner}
+        | ({} if p.patient_id is None else {"patient_id": p.patient_id})
         for p in sorted(predictions, key=lambda p: (-p.study_probabilities[-1], p.study_uid))
     ]
-    columns = ["study_uid", *LABELS, "slices", "lost_slices", *GEOMETRY_COLUMNS, "patient", *PART_COLUMNS]
+    asked = ["patient_id"] if any(p.patient_id is not None for p in predictions) else []
+    described = ["slices", "lost_slices", *GEOMETRY_COLUMNS, *MACHINE_COLUMNS, "patient", *asked]
+    columns = ["study_uid", *LABELS, *described, *PART_COLUMNS]
     _write_csv(path, pd.DataFrame(rows, columns=columns))
 
 

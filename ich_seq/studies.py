@@ -71,6 +71,16 @@ class Study:
     positions_mm: NDArray[np.float64]
     geometry: Geometry
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Return (H, W) of most slices."""
+        return Counter((h.rows, h.columns) for h in self.slices).most_common(1)[0][0]
+
+    @property
+    def scanner(self) -> str:
+        """Return maker and model as most slices name them."""
+        return Counter(h.scanner for h in self.slices).most_common(1)[0][0]
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:

@@ -800,3 +800,16 @@ def test_a_file_instead_of_a_folder_lists_itself(tmp_path):
     """One file may be given where a folder is expected."""
     (tmp_path / "x").touch()
     assert list_files(tmp_path / "x") == [tmp_path / "x"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "named"),
+    [
+        ({"Manufacturer": "GE", "ManufacturerModelName": "LightSpeed VCT"}, "GE LightSpeed VCT"),
+        ({"Manufacturer": "SIEMENS"}, "SIEMENS"),
+        ({}, ""),
+    ],
+)
+def test_the_scanner_is_maker_and_model(write_slice, tmp_path, tags, named):
+    """Both where both are there, one where one is, nothing where the file was stripped of them."""
+    assert read_header(write_slice(tmp_path / "a.dcm", **tags), "a.dcm").scanner == named

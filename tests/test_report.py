@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,9 @@ def prediction(uid: str, slices: int, seed: int = 0, likeliest: float | None = N
     return StudyPrediction(
         study_uid=uid,
         patient=seed + 7,
+        patient_id=None,
+        matrix=(512, 384),
+        scanner="GE LightSpeed VCT",
         sop_uids=tuple(f"{uid}.{rng.integers(10**9)}" for _ in range(slices)),
         positions_mm=-40 + rng.uniform(0.5, 8, slices).cumsum(),
         slice_probabilities=rng.uniform(size=(slices, K)),
@@ -130,6 +134,16 @@ def test_studies_come_likeliest_first(tmp_path, predictions):
         assert (int(row["zones"]), int(row["gaps"]), int(row["duplicates"])) == (2, 1, 0)
         assert float(row["tilt_deg"]) == pytest.approx(GEOMETRY.tilt_deg, abs=1e-6)
         assert [float(row[f"{which}spacing_mm"]) for which in ("", "min_", "max_")] == [5.0, 2.5, 5.0]
+
+
+def test_patient_ids_are_written_only_where_asked_for(tmp_path, predictions):
+    """Patients are numbers; an ID is a column of its own, and only if the predictions hold one."""
+    write_studies(tmp_path / "s.csv", predictions)
+    assert "patient_id" not in rows_of(tmp_path / "s.csv")[0]
+    write_studies(tmp_path / "s.csv", [replace(p, patient_id=f"CQ500-CT-{p.patient}") for p in predictions])
+    assert {f"CQ500-CT-{row['patient']}" for row in rows_of(tmp_path / "s.csv")} == {
+        row["patient_id"] for row in rows_of(tmp_path / "s.csv")
+    }
 
 
 def test_equal_studies_are_ordered_by_uid(tmp_path):

@@ -1,0 +1,70 @@
+"""Pages to look at: one HTML file each, that runs no script, asks for nothing and trusts no text.
+
+Their templates lie in `templates/`; `base.html` holds what all share. Whatever a template is given is escaped, but for
+`Markup`, which only `charts` and `pictures` make, of numbers and pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ich_seq import __version__
+from ich_seq.labels import LABELS
+
+TEMPLATES = Path(__file__).with_name("templates")
+DECIMALS = 3
+NOTHING = "–"  # noqa: RUF001 - a dash where there is no number
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#7f7f7f")
+"""Of the K labels, told apart by the colour-blind and legible on light and dark (Okabe and Ito 2008)."""
+
+COLOUR_OF = dict(zip(LABELS, COLOURS, strict=True))
+
+
+def render(template: str, **values: Any) -> bytes:
+    """Return a page as UTF-8. Raises jinja2's UndefinedError if the template asks for what is not given."""
+    return _templates().get_template(template).render(values).encode()
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"estimate": estimate, "number": number, "count": count, "percent": percent}
+    environment.globals |= {
+        "labels": LABELS,
+        "colours": dict(zip(LABELS, COLOURS, strict=True)),
+        "version": __version__,
+    }
+    return environment
+
+
+def number(value: float | None, decimals: int = DECIMALS) -> str:
+    """Return a number for people, a dash for None and NaN."""
+    return NOTHING if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def count(value: float) -> str:
+    """Return a whole number, its thousands apart."""
+    return f"{int(value):,}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share in per cent, with one decimal."""
+    return NOTHING if share is None or math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def estimate(figure: Mapping[str, float] | None, decimals: int = DECIMALS) -> str:
+    """Return a figure with its interval."""
+    if figure is None:
+        return NOTHING
+    value, low, high = (number(figure[name], decimals) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
-from ich_seq.pages import COLOURS
+from ich_seq.pages import COLOUR_OF, COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,11 +37,13 @@ STYLE: dict[Any, Any] = {
 
 def chart(title: str, draw: Callable[[Axes], None], *, size_inches: tuple[float, float] = SIZE_INCHES) -> Markup:
     """Return an SVG of what `draw` puts on the axes; `title` is what it is called, aloud and above it."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcParamsDefault
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    ours = {name: value for name, value in rcParamsDefault.items() if name != "backend"} | STYLE  # whatever users set
+    with rc_context(ours), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of glyphs that matplotlib's font lacks; the reader's browser draws them
         figure = Figure(figsize=size_inches, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -52,7 +57,7 @@ def chart(title: str, draw: Callable[[Axes], None], *, size_inches: tuple[float,
 def _inline(document: str, title: str) -> Markup:
     """Return the svg element of an SVG document, named for screen readers, in the colour of the text around it."""
     svg = document[document.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)  # the style would be the whole page's
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1))
 
 
@@ -63,10 +68,11 @@ def lines(
     y: str,
     unit_square: bool = False,
 ) -> Callable[[Axes], None]:
-    """Return what draws a line a name, in the colours of the labels in their order."""
+    """Return what draws a line a name, a label in its own colour."""
 
     def draw(axes: Axes) -> None:
-        for colour, (name, (across, up)) in zip(_colours(len(curves)), curves.items(), strict=True):
+        for number, (name, (across, up)) in enumerate(curves.items()):
+            colour = COLOUR_OF.get(name, COLOURS[number % len(COLOURS)])
             axes.plot(across, up, color=colour, label=name, linewidth=1.6)
         if unit_square:
             axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":")
@@ -78,23 +84,49 @@ def lines(
     return draw
 
 
-def bars(
-    values: Mapping[str, float], *, x: str, y: str = "", logarithmic: bool = False, upright: bool = False
+def whiskers(
+    points: Sequence[tuple[float, Mapping[str, float]]], *, x: str, y: str, colour: str = COLOURS[0]
 ) -> Callable[[Axes], None]:
-    """Return what draws a bar a name: lying, one below the other, or upright for numbers in a row."""
+    """Return what draws shares and their intervals (`value`, `low`, `high`) over shares, beside the diagonal."""
 
     def draw(axes: Axes) -> None:
-        names, heights = list(values), list(values.values())
-        if upright:
-            axes.bar(names, heights, color=COLOURS[0])
-            axes.grid(visible=False, axis="x")
-        else:
-            axes.barh(names, heights, color=COLOURS[0])
-            axes.invert_yaxis()
-            axes.grid(visible=False, axis="y")
-        if logarithmic:
-            (axes.set_yscale if upright else axes.set_xscale)("log")
-        axes.set(xlabel=x, ylabel=y)
+        across = [at for at, _ in points]
+        values, low, high = ([estimate[name] for _, estimate in points] for name in ("value", "low", "high"))
+        below = [max(v - bound, 0) for v, bound in zip(values, low, strict=True)]
+        above = [max(bound - v, 0) for v, bound in zip(values, high, strict=True)]
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":")
+        axes.errorbar(across, values, yerr=[below, above], color=colour, marker="o", markersize=4, capsize=2)
+        axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+
+    return draw
+
+
+def strip(
+    positions_mm: NDArray[np.float64],
+    probabilities: NDArray[np.float64],
+    truth: NDArray[np.uint8] | None,
+    colour: str,
+) -> Callable[[Axes], None]:
+    """Return what draws the probabilities of N slices along the head, and marks below those that are positive."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(positions_mm, probabilities, color=colour, marker=".", linewidth=1.2)
+        if truth is not None and truth.any():
+            there = positions_mm[truth > 0]
+            axes.plot(there, [-0.06] * len(there), color=INK, marker="s", markersize=4, linestyle="none")
+        axes.set(xlabel="mm, feet to head", ylim=(-0.12, 1.05))
+
+    return draw
+
+
+def bars(values: Mapping[str, float], *, x: str) -> Callable[[Axes], None]:
+    """Return what draws a bar a name, one below the other."""
+
+    def draw(axes: Axes) -> None:
+        axes.barh(list(values), list(values.values()), color=COLOURS[0])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=x)
 
     return draw
 
@@ -107,7 +139,3 @@ def histogram(edges: Sequence[float], counts: Sequence[float], *, x: str, y: str
         axes.set(xlabel=x, ylabel=y)
 
     return draw
-
-
-def _colours(number: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(number)]

@@ -21,15 +21,15 @@ TEMPLATES = Path(__file__).with_name("templates")
 DECIMALS = 3
 NOTHING = "–"  # noqa: RUF001 - a dash where there is no number
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#7f7f7f")
-"""Of the K labels, told apart by the colour-blind and legible on light and dark (Okabe and Ito 2008)."""
+COLOURS = ("#0072b2", "#b87700", "#00916a", "#b5609b", "#d55e00", "#7f7f7f")
+"""Of the K labels, told apart by the colour-blind (after Okabe and Ito 2008, darker where white paper asks for it)."""
 
 COLOUR_OF = dict(zip(LABELS, COLOURS, strict=True))
 
 
 def render(template: str, **values: Any) -> bytes:
     """Return a page as UTF-8. Raises jinja2's UndefinedError if the template asks for what is not given."""
-    return _templates().get_template(template).render(values).encode()
+    return _templates().get_template(template).render(values).encode(errors="replace")  # file names may be no UTF-8
 
 
 @cache
@@ -48,13 +48,13 @@ def _templates() -> Environment:
 
 
 def number(value: float | None, decimals: int = DECIMALS) -> str:
-    """Return a number for people, a dash for None and NaN."""
-    return NOTHING if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+    """Return a number for people, a dash for None and NaN, never a negative zero."""
+    return NOTHING if value is None or math.isnan(value) else f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def count(value: float) -> str:
     """Return a whole number, its thousands apart."""
-    return f"{int(value):,}"
+    return NOTHING if math.isnan(value) else f"{round(value):,}"
 
 
 def percent(share: float | None) -> str:

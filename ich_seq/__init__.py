@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ich_seq.cnn_training import train_cnn as train_cnn
     from ich_seq.evaluation import evaluate as evaluate
+    from ich_seq.exploration import explore as explore
     from ich_seq.extraction import extract_features as extract_features
     from ich_seq.prediction import predict as predict
     from ich_seq.rnn_training import train_rnn as train_rnn
@@ -43,6 +44,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "evaluate",
+    "explore",
     "extract_features",
     "predict",
     "train_cnn",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "explore": "ich_seq.exploration",
     "extract_features": "ich_seq.extraction",
     "train_cnn": "ich_seq.cnn_training",
     "train_rnn": "ich_seq.rnn_training",

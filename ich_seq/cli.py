@@ -5,99 +5,32 @@ Heavy imports sit inside the command bodies, so that `ich-seq --help` answers at
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from ich_seq import IchSeqError, __version__
-
-if TYPE_CHECKING:
-    from ich_seq.cnn_training import CnnSummary
-    from ich_seq.config import Config
-    from ich_seq.extraction import ExtractionSummary
-    from ich_seq.prediction import PredictionSummary
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-EXIT_DONE, EXIT_SOME_REJECTED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 3, 130, 143
-GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
-MAX_NAMED = 3
-"""How many studies are named on the terminal; --json names all."""
-
-EXIT_CODES = """\b
-Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be meant;
-3 done, but some files were rejected (see rejected.csv; under torchrun 0, as it
-takes 3 for a failure); 4 nothing usable; 5 output or disk; 130, 143 interrupted."""
-
-
-class Refusal(click.ClickException):
-    """A refusal of the package as click shows it: its sentence, then its exit code."""
-
-    def __init__(self, refusal: IchSeqError) -> None:
-        super().__init__(str(refusal))
-        self.exit_code = refusal.exit_code  # type: ignore[misc]  # click declares it for the class
-
-
-class Commands(click.Group):
-    """Turns refusals into a sentence on stderr and the documented exit code; any other error is our bug."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; raise click's exception for a refusal."""
-        try:
-            return super().invoke(ctx)
-        except IchSeqError as refusal:
-            raise Refusal(refusal) from refusal
-        except KeyboardInterrupt:
-            click.echo(f"Interrupted. {GO_ON}", err=True)
-            ctx.exit(EXIT_INTERRUPTED)
-        except SystemExit as end:
-            if end.code == EXIT_TERMINATED:
-                click.echo(f"Ended by SIGTERM. {GO_ON}", err=True)
-            raise
-
-
-def _common(command: Command) -> Command:
-    """Add the options that every command has."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-        click.option("--quiet", is_flag=True, help="Show no progress."),
-        click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Processor."),
-    ):
-        command = option(command)
-    return command
-
-
-def _settings(command: Command) -> Command:
-    """Add the options that set settings."""
-    for option in (
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="A setting, e.g. train.epochs=30.",
-        ),
-        click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings, a TOML file."),
-    ):
-        command = option(command)
-    return command
-
-
-_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-_workers = click.option(
-    "--workers", type=click.IntRange(min=0), help="Processes and threads that read. [default: one a core]"
+from ich_seq import __version__
+from ich_seq.commands import (
+    EXIT_CODES,
+    Commands,
+    common,
+    counted,
+    dicom_argument,
+    engine_option,
+    finish,
+    finish_reading,
+    labels_option,
+    name_unlabelled,
+    out_option,
+    read_config,
+    read_fold,
+    read_shares,
+    settings,
+    workers_option,
 )
-_labels = click.option("--labels", required=True, type=click.Path(path_type=Path), help="Slice labels, a CSV file.")
-_engine = click.option(
-    "--engine", type=click.Choice(["torch", "openvino"]), help="What runs the encoder; openvino is for CPUs."
-)
-_input = click.argument("dicom", type=click.Path(path_type=Path))
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,14 +44,41 @@ def cli() -> None:
 
 
 @cli.command()
-@_input
-@_labels
-@_out
+@click.argument("source", metavar="DICOM_OR_TABLE", type=click.Path(path_type=Path))
+@click.option("--labels", type=click.Path(path_type=Path), help="Slice labels, a CSV file. [default: the table's own]")
+@out_option
+@workers_option
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def explore(source: Path, labels: Path | None, out: Path, workers: int | None, as_json: bool, quiet: bool) -> None:
+    """See what data holds before anything is trained: one page with charts and pictures, and all its numbers.
+
+    DICOM_OR_TABLE is a folder of DICOM files, or a CSV: a row a slice with DICOM keywords as columns, a label file,
+    or a row a study. Writes exploration.html, exploration.json, figures.csv (its numbers), studies.csv (a row a study)
+    and rejected.csv (what was not used, and why).
+
+    \b
+    ich-seq explore stage_2_train --labels stage_2_train.csv --out exploration
+    """
+    from ich_seq.exploration import explore as run
+    from ich_seq.exploration import summarised
+    from ich_seq.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        summary = run(source, out, labels, workers=workers, progress=progress)
+    text = f"{summarised(summary.exploration)} -> {out}"
+    finish_reading(summary, text, {"exploration": summary.exploration}, as_json=as_json)
+
+
+@cli.command()
+@dicom_argument
+@labels_option
+@out_option
 @click.option("--fold", default="all", show_default=True, metavar="all|K", help="Train every fold or one, from 0.")
 @click.option("--tensorboard", is_flag=True, help="Log to OUT/fold-K/tensorboard.")
-@_settings
-@_common
-@_workers
+@settings
+@common
+@workers_option
 def train_cnn(
     dicom: Path,
     labels: Path,
@@ -145,8 +105,8 @@ def train_cnn(
     from ich_seq.figures import table
     from ich_seq.progress import shown
 
-    wanted = None if fold == "all" else _whole_number("--fold", fold)
-    config = _config(config_file, overrides)
+    wanted = None if fold == "all" else read_fold("--fold", fold)
+    config = read_config(config_file, overrides)
     first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes say nothing
     with shown(quiet=quiet or not first) as progress:
         summary = run(
@@ -162,20 +122,20 @@ def train_cnn(
         )
     if not first:
         return
-    _name_unlabelled(summary.unlabelled)
+    name_unlabelled(summary.unlabelled)
     folds = ", ".join(map(str, summary.folds))
     text = f"{table(summary.figures)}\nfolds {folds} of {config.cnn.folds} -> {out}"
-    _finish_reading(summary, text, {"folds": summary.folds, "figures": summary.figures}, as_json=as_json)
+    finish_reading(summary, text, {"folds": summary.folds, "figures": summary.figures}, as_json=as_json)
 
 
 @cli.command()
-@_input
-@_out
+@dicom_argument
+@out_option
 @click.option("--cnn", type=click.Path(path_type=Path), help="What train-cnn wrote; stands in for the encoder.")
-@_engine
-@_settings
-@_common
-@_workers
+@engine_option
+@settings
+@common
+@workers_option
 def extract_features(
     dicom: Path,
     out: Path,
@@ -203,7 +163,7 @@ def extract_features(
         summary = run(
             dicom,
             out,
-            _config(config_file, overrides),
+            read_config(config_file, overrides),
             cnn=cnn,
             engine=engine,
             device=device,
@@ -216,15 +176,15 @@ def extract_features(
             "train-rnn will refuse them. Train all folds to mend that.",
             err=True,
         )
-    _finish_reading(summary, _counted(summary), {}, as_json=as_json)
+    finish_reading(summary, counted(summary), {}, as_json=as_json)
 
 
 @cli.command()
 @click.argument("features", type=click.Path(path_type=Path))
-@_labels
-@_out
-@_settings
-@_common
+@labels_option
+@out_option
+@settings
+@common
 def train_rnn(
     features: Path,
     labels: Path,
@@ -248,8 +208,8 @@ def train_rnn(
     from ich_seq.rnn_training import train_rnn as run
 
     with shown(quiet=quiet) as progress:
-        summary = run(features, labels, out, _config(config_file, overrides), device=device, progress=progress)
-    _name_unlabelled(summary.unlabelled)
+        summary = run(features, labels, out, read_config(config_file, overrides), device=device, progress=progress)
+    name_unlabelled(summary.unlabelled)
     if summary.duplicate_label_rows:
         click.echo(f"Label rows that only repeat another: {summary.duplicate_label_rows}.", err=True)
     if summary.unchanged:
@@ -268,21 +228,25 @@ def train_rnn(
         "unchanged": summary.unchanged,
         "figures": summary.figures,
     }
-    _finish(result, f"{table(summary.figures)}\n{summary.studies} studies -> {out}", as_json=as_json)
+    finish(result, f"{table(summary.figures)}\n{summary.studies} studies -> {out}", as_json=as_json)
 
 
 @cli.command()
-@_input
+@dicom_argument
 @click.option("--bundle", required=True, type=click.Path(path_type=Path), help="What train-rnn wrote.")
-@_out
-@_engine
-@_common
-@_workers
+@out_option
+@engine_option
+@click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
+@click.option("--patient-ids", is_flag=True, help="Write Patient IDs too; else patients are numbers only.")
+@common
+@workers_option
 def predict(
     dicom: Path,
     bundle: Path,
     out: Path,
     engine: str | None,
+    report: bool,
+    patient_ids: bool,
     device: str,
     workers: int | None,
     quiet: bool,
@@ -290,8 +254,8 @@ def predict(
 ) -> None:
     """Give every slice and study below a folder its six probabilities.
 
-    Writes studies.csv (likeliest first), slices.csv (feet to head), submission.csv (Kaggle's form),
-    rejected.csv (files not used, and why) and run.json.
+    Writes report.html (a worklist, and a page a study with its key slices), studies.csv (likeliest first), slices.csv
+    (feet to head), submission.csv (Kaggle's form), rejected.csv (files not used, and why) and run.json.
 
     \b
     ich-seq predict /data/incoming --bundle bundle --out results
@@ -300,8 +264,18 @@ def predict(
     from ich_seq.progress import shown
 
     with shown(quiet=quiet) as progress:
-        summary = run(dicom, bundle, out, engine=engine, device=device, workers=workers, progress=progress)
-    _finish_reading(summary, _counted(summary), {}, as_json=as_json)
+        summary = run(
+            dicom,
+            bundle,
+            out,
+            engine=engine,
+            device=device,
+            workers=workers,
+            report=report,
+            patient_ids=patient_ids,
+            progress=progress,
+        )
+    finish_reading(summary, counted(summary), {}, as_json=as_json)
 
 
 @cli.command()
@@ -311,9 +285,12 @@ def predict(
     type=click.Path(path_type=Path),
     help="What predict wrote: slices.csv, or its folder.",
 )
-@_labels
-@_out
+@click.option(
+    "--labels", required=True, type=click.Path(path_type=Path), help="Labels of slices or of studies, a CSV file."
+)
+@out_option
 @click.option("--bundle", type=click.Path(path_type=Path), help="What train-rnn wrote: was it trained on these labels?")
+@click.option("--dicom", type=click.Path(path_type=Path), help="What was predicted, for pictures of failures.")
 @click.option(
     "--prevalence",
     "shares",
@@ -331,6 +308,7 @@ def evaluate(
     labels: Path,
     out: Path,
     bundle: Path | None,
+    dicom: Path | None,
     shares: tuple[str, ...],
     resamples: int,
     as_json: bool,
@@ -338,10 +316,11 @@ def evaluate(
 ) -> None:
     """Hold predictions against labels: figures of slices and studies, each with its 95 % interval.
 
-    Writes evaluation.json and figures.csv: the challenge's loss, AUROC, average precision, Brier score, calibration
-    error, and sensitivity, specificity and predictive values at 95 % of the other, label by label; the CNN, the
-    sequence models and their blend beside what the prevalence and the position alone say, and their paired
-    differences; reliability by bins; subgroups of studies.
+    Writes evaluation.html, evaluation.json and figures.csv: the challenge's loss, AUROC, average
+    precision, Brier score, calibration error, and sensitivity, specificity and predictive values at 95 % of the other,
+    label by label; the CNN, the sequence models and their blend beside what the prevalence and the position alone say,
+    and their paired differences; ROC and reliability; subgroups; the worst failures; a reporting checklist. Labels may
+    be of slices, or of studies, as CQ500's reads.csv. With --bundle also its model card, card.html.
 
     \b
     ich-seq evaluate --predictions results --labels stage_2_train.csv --out evaluation
@@ -352,7 +331,14 @@ def evaluate(
 
     with shown(quiet=quiet) as progress:
         summary = run(
-            predictions, labels, out, bundle=bundle, prevalence=_shares(shares), resamples=resamples, progress=progress
+            predictions,
+            labels,
+            out,
+            bundle=bundle,
+            dicom=dicom,
+            prevalence=read_shares(shares),
+            resamples=resamples,
+            progress=progress,
         )
     made_by = summary.evaluation.get("bundle", {})
     if made_by.get("trained_on_these_labels") and made_by["made_the_predictions"] is not False:
@@ -361,7 +347,7 @@ def evaluate(
             "good; those in its bundle.json are out of fold.",
             err=True,
         )
-    _finish(summary.evaluation | {"out": str(out)}, f"{summarised(summary.evaluation)} -> {out}", as_json=as_json)
+    finish(summary.evaluation | {"out": str(out)}, f"{summarised(summary.evaluation)} -> {out}", as_json=as_json)
 
 
 @cli.command()
@@ -370,8 +356,8 @@ def evaluate(
     "--studies", default=72, show_default=True, type=click.IntRange(min=8), help="Synthetic studies to train on."
 )
 @click.option("--seed", default=0, show_default=True, help="Another seed draws other studies.")
-@_common
-@_workers
+@common
+@workers_option
 def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, quiet: bool, as_json: bool) -> None:
     """Run everything once on synthetic studies, in minutes and with no data of your own.
 
@@ -385,64 +371,7 @@ def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, q
         summary = run_demo(out, studies=studies, seed=seed, device=device, workers=workers, progress=progress)
     text = f"{table(summary.figures)}\n\n{summary.explanation}"
     result = {"out": str(out), "figures": summary.figures, "explanation": summary.explanation}
-    _finish(result, text, as_json=as_json)
-
-
-def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
-    from ich_seq.config import load_config
-
-    return load_config(path, overrides)
-
-
-def _shares(given: tuple[str, ...]) -> dict[str, float]:
-    shares = {}
-    for text in given:
-        label, _, share = text.partition("=")
-        try:
-            shares[label] = float(share)
-        except ValueError:
-            raise click.BadParameter(f"--prevalence is a label and a share, e.g. any=0.1; given: {text}") from None
-    return shares
-
-
-def _whole_number(option: str, value: str) -> int:
-    if not value.isdecimal():
-        raise click.BadParameter(f"{option} is a fold's number, from 0, or all; given: {value}")
-    return int(value)
-
-
-def _name_unlabelled(unlabelled: tuple[str, ...]) -> None:
-    if unlabelled:
-        named = ", ".join(unlabelled[:MAX_NAMED]) + (" ..." if len(unlabelled) > MAX_NAMED else "")
-        click.echo(f"Left out for want of labels: {len(unlabelled)} studies ({named}).", err=True)
-
-
-def _counted(summary: ExtractionSummary | PredictionSummary) -> str:
-    return f"{summary.studies} studies, {summary.counts.used} slices -> {summary.out}"
-
-
-def _finish_reading(
-    summary: CnnSummary | ExtractionSummary | PredictionSummary, text: str, more: dict[str, Any], *, as_json: bool
-) -> NoReturn:
-    """Print the result; end with 3 if files were rejected, under torchrun with 0, and the reasons on stderr."""
-    from dataclasses import asdict
-
-    counts = summary.counts
-    if counts.reasons:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
-        click.echo(
-            f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected ({reasons}); "
-            f"{summary.out / 'rejected.csv'} lists each.",
-            err=True,
-        )
-    _finish({"out": str(summary.out), "studies": summary.studies, **asdict(counts), **more}, text, as_json=as_json)
-    # torchrun takes any other code for a failure: it ends the other processes and says FAILED
-    sys.exit(EXIT_SOME_REJECTED if counts.rejected and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE)
-
-
-def _finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """Print the result, the one thing that goes to stdout."""
-    click.echo(json.dumps(result, indent=2) if as_json else text)
+    finish(result, text, as_json=as_json)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def read_labels(path: Path) -> SliceLabels:
     if {"ID", "Label"} <= set(raw.columns):
         return _from_long(raw, path)
     if set(SUBTYPES) <= set(raw.columns):
-        return _from_wide(raw, path)
+        return wide_labels(raw, path)
     raise UsageError(
         f"{path} is not a label file: expected the columns ID and Label (RSNA long form) "
         f"or {', '.join(SUBTYPES)} beside one of {', '.join(ID_COLUMNS)}; found {', '.join(raw.columns[:8])}"
@@ -70,21 +71,34 @@ def read_table(path: Path, what: str, dtype: type[str] | dict[str, type[str]]) -
 
     Refused with UsageError: what cannot be read, has no row, or rows longer than its header.
     """
-    import lzma
-    import zipfile
-    import zlib
-
     import pandas as pd
 
-    try:
-        table = pd.read_csv(path, dtype=dtype, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        raise UsageError(f"Cannot read the {what} {path}: {error}") from error
+    table = _read_csv(path, what, dtype)
     if table.empty:
         raise UsageError(f"{path} holds no {what}: there is no row below the header.")
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes a field too many for a row name
         raise UsageError(f"{path}: the rows have more fields than the header has columns. Mend the file and run again.")
     return table
+
+
+def read_columns(path: Path, what: str) -> list[str]:
+    """Return the names of a CSV's columns without the blanks around them. Raises UsageError if it cannot be read."""
+    return [str(column).strip() for column in _read_csv(path, what, str, rows=0).columns]
+
+
+def _read_csv(path: Path, what: str, dtype: type[str] | dict[str, type[str]], rows: int | None = None) -> pd.DataFrame:
+    import lzma
+    import tarfile
+    import zipfile
+    import zlib
+
+    import pandas as pd
+
+    archives = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, ImportError)
+    try:
+        return pd.read_csv(path, dtype=dtype, keep_default_na=False, encoding="utf-8-sig", nrows=rows)
+    except (OSError, ValueError, *archives) as error:
+        raise UsageError(f"Cannot read the {what} {path}: {error}") from error
 
 
 def _from_long(raw: pd.DataFrame, path: Path) -> SliceLabels:
@@ -108,10 +122,14 @@ def _from_long(raw: pd.DataFrame, path: Path) -> SliceLabels:
     return _checked(labels, len(raw) - table.size, path)
 
 
-def _from_wide(raw: pd.DataFrame, path: Path) -> SliceLabels:
+def wide_labels(raw: pd.DataFrame, path: Path, id_columns: Sequence[str] = ID_COLUMNS) -> SliceLabels:
+    """Return the labels of a table of texts with a row a slice, as `read_labels` has them; refused is what it refuses.
+
+    The first of `id_columns` that is there names the slices.
+    """
     import pandas as pd
 
-    name = next((c for c in ID_COLUMNS if c in raw.columns), None)
+    name = next((c for c in id_columns if c in raw.columns), None)
     if name is None:
         raise UsageError(f"{path}: no column holds the SOP Instance UID; name it one of {', '.join(ID_COLUMNS)}")
     ids = raw[name].str.strip().str.removesuffix(".dcm")

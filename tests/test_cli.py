@@ -13,8 +13,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ich_seq.cli import EXIT_INTERRUPTED, cli
+from ich_seq.cli import cli
 from ich_seq.cnn_training import CnnSummary
+from ich_seq.commands import EXIT_INTERRUPTED
 from ich_seq.extraction import ExtractionSummary
 from ich_seq.prediction import PredictionSummary
 from ich_seq.studies import Counts

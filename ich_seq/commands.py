@@ -1,0 +1,168 @@
+"""What the commands share: their options, how a refusal is shown, how a result is printed.
+
+Heavy imports sit inside the functions, so that `ich-seq --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from ich_seq import IchSeqError
+
+if TYPE_CHECKING:
+    from ich_seq.cnn_training import CnnSummary
+    from ich_seq.config import Config
+    from ich_seq.exploration import ExplorationSummary
+    from ich_seq.extraction import ExtractionSummary
+    from ich_seq.prediction import PredictionSummary
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_DONE, EXIT_SOME_REJECTED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 3, 130, 143
+GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
+MAX_NAMED = 3
+"""How many studies are named on the terminal; --json names all."""
+
+EXIT_CODES = """\b
+Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be meant;
+3 done, but some files were rejected (see rejected.csv; under torchrun 0, as it
+takes 3 for a failure); 4 nothing usable; 5 output or disk; 130, 143 interrupted."""
+
+
+class Refusal(click.ClickException):
+    """A refusal of the package as click shows it: its sentence, then its exit code."""
+
+    def __init__(self, refusal: IchSeqError) -> None:
+        super().__init__(str(refusal))
+        self.exit_code = refusal.exit_code  # type: ignore[misc]  # click declares it for the class
+
+
+class Commands(click.Group):
+    """Turns refusals into a sentence on stderr and the documented exit code; any other error is our bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; raise click's exception for a refusal."""
+        try:
+            return super().invoke(ctx)
+        except IchSeqError as refusal:
+            raise Refusal(refusal) from refusal
+        except KeyboardInterrupt:
+            click.echo(f"Interrupted. {GO_ON}", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except SystemExit as end:
+            if end.code == EXIT_TERMINATED:
+                click.echo(f"Ended by SIGTERM. {GO_ON}", err=True)
+            raise
+
+
+def common(command: Command) -> Command:
+    """Add the options that every command has."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option("--quiet", is_flag=True, help="Show no progress."),
+        click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Processor."),
+    ):
+        command = option(command)
+    return command
+
+
+def settings(command: Command) -> Command:
+    """Add the options that set settings."""
+    for option in (
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="A setting, e.g. train.epochs=30.",
+        ),
+        click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings, a TOML file."),
+    ):
+        command = option(command)
+    return command
+
+
+out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=0), help="Processes and threads that read. [default: one a core]"
+)
+labels_option = click.option(
+    "--labels", required=True, type=click.Path(path_type=Path), help="Slice labels, a CSV file."
+)
+engine_option = click.option(
+    "--engine", type=click.Choice(["torch", "openvino"]), help="What runs the encoder; openvino is for CPUs."
+)
+dicom_argument = click.argument("dicom", type=click.Path(path_type=Path))
+
+
+def read_config(path: Path | None, overrides: tuple[str, ...]) -> Config:
+    """Read settings from a file and from --set. Raises UsageError for what is none."""
+    from ich_seq.config import load_config
+
+    return load_config(path, overrides)
+
+
+def read_shares(given: tuple[str, ...]) -> dict[str, float]:
+    """Return --prevalence as shares by label; refused is what is no number, not yet what is no share."""
+    shares = {}
+    for text in given:
+        label, _, share = text.partition("=")
+        try:
+            shares[label] = float(share)
+        except ValueError:
+            raise click.BadParameter(f"--prevalence is a label and a share, e.g. any=0.1; given: {text}") from None
+    return shares
+
+
+def read_fold(option: str, value: str) -> int:
+    """Return a fold's number."""
+    if not value.isdecimal():
+        raise click.BadParameter(f"{option} is a fold's number, from 0, or all; given: {value}")
+    return int(value)
+
+
+def name_unlabelled(unlabelled: tuple[str, ...]) -> None:
+    """Say on stderr which studies were left out for want of labels, if any were."""
+    if unlabelled:
+        named = ", ".join(unlabelled[:MAX_NAMED]) + (" ..." if len(unlabelled) > MAX_NAMED else "")
+        click.echo(f"Left out for want of labels: {len(unlabelled)} studies ({named}).", err=True)
+
+
+def counted(summary: ExtractionSummary | PredictionSummary) -> str:
+    """Return in a line what was used, and where the result lies."""
+    return f"{summary.studies} studies, {summary.counts.used} slices -> {summary.out}"
+
+
+def finish_reading(
+    summary: CnnSummary | ExplorationSummary | ExtractionSummary | PredictionSummary,
+    text: str,
+    more: dict[str, Any],
+    *,
+    as_json: bool,
+) -> NoReturn:
+    """Print the result; end with 3 if files were rejected, under torchrun with 0, and the reasons on stderr."""
+    from dataclasses import asdict
+
+    counts = summary.counts
+    if counts.reasons:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
+        click.echo(
+            f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected ({reasons}); "
+            f"{summary.out / 'rejected.csv'} lists each.",
+            err=True,
+        )
+    finish({"out": str(summary.out), "studies": summary.studies, **asdict(counts), **more}, text, as_json=as_json)
+    # torchrun takes any other code for a failure: it ends the other processes and says FAILED
+    sys.exit(EXIT_SOME_REJECTED if counts.rejected and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE)
+
+
+def finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print the result, the one thing that goes to stdout."""
+    click.echo(json.dumps(result, indent=2) if as_json else text)

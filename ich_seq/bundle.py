@@ -4,6 +4,7 @@
         bundle.json             the model card: intended use, data, settings, figures, SHA-256 of the files below
         encoder-<k>.safetensors   the slice encoders, each with its slice classifier
         rnn-<k>.safetensors       a sequence model a fold; a prediction is the mean of their logits, over encoders too
+        familiar.safetensors      what embeddings of the training data are like, to tell a study that is unlike them
 
 Nothing in a bundle is ever executed, and a file whose SHA-256 is not the card's is refused.
 """
@@ -31,13 +32,14 @@ from ich_seq.figures import Predicted
 from ich_seq.files import sha256_file, write_json
 from ich_seq.labels import LABELS
 from ich_seq.model import Logits, SequenceModel, ensemble_logits
+from ich_seq.novelty import Familiar
 from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import read_tensors, write_tensors
 
-SCHEMA = "ich-seq bundle 3"
-CARD = "bundle.json"
-NETWORK_FILE = re.compile(r"(rnn|encoder)-[0-9]+\.safetensors")
+SCHEMA = "ich-seq bundle 4"
+CARD, FAMILIAR = "bundle.json", "familiar.safetensors"
+NETWORK_FILE = re.compile(r"((rnn|encoder)-[0-9]+|familiar)\.safetensors")
 INTENDED_USE = (
     "Research use only; not a medical device. Ranks non-contrast head CT studies and slices by the "
     "probability of acute intracranial haemorrhage. Not for diagnosis, and not for patients or scanners "
@@ -64,6 +66,7 @@ class Bundle:
     embedders: dict[int, Embedder]
     models: tuple[SequenceModel, ...]
     calibrations: Calibrations
+    familiar: Familiar
     card: dict[str, Any]
     card_sha256: str
 
@@ -84,6 +87,10 @@ class Bundle:
         named = {"cnn": base, "rnn": refined, "blend": blend}
         return {name: Predicted(slices=expit(x[0][0]), studies=expit(x[1])) for name, x in named.items()}
 
+    def novelty(self, views: Sequence[StudyFeatures]) -> float:
+        """Return how unlike the training data a study is, as `beside` takes it: see `novelty`."""
+        return self.familiar.novelty(np.asarray(view.features) for view in views)
+
     def _logits(self, view: StudyFeatures) -> tuple[Logits, Logits]:
         batch = collate([view]).to(next(self.models[0].parameters()).device)
         if batch.logits is None:
@@ -103,6 +110,7 @@ def save_bundle(
     execution: Execution,
     models: Sequence[SequenceModel],
     calibrations: Calibrations,
+    familiar: Familiar,
     facts: dict[str, Any],
 ) -> None:
     """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
@@ -113,6 +121,7 @@ def save_bundle(
     for k, model in enumerate(models):
         file = f"rnn-{k}.safetensors"
         rnns.append({"file": file, "sha256": write_tensors(root / file, model.state_dict())})
+    usual = {"mean": torch.from_numpy(familiar.mean), "scale": torch.from_numpy(familiar.scale)}
     card = {
         "schema": SCHEMA,
         "version": __version__,
@@ -124,6 +133,11 @@ def save_bundle(
         "calibration": {
             level: {name: numbers.tolist() for name, numbers in asdict(fitted).items()}
             for level, fitted in calibrations._asdict().items()
+        },
+        "familiar": {
+            "file": FAMILIAR,
+            "sha256": write_tensors(root / FAMILIAR, usual),
+            "limit": familiar.limit,
         },
         **facts,
     }
@@ -157,6 +171,8 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
     try:
         if not card["rnn"]["files"] or {e["dim"] for e in card["encoders"]} != {card["rnn"]["dim"]}:
             raise ValueError("no sequence model for embeddings of the encoders' width")
+        if not isinstance(card["intended_use"], str):
+            raise TypeError("an intended use is a sentence")
         made_with = Execution(**card["execution"])  # a hole is not filled with a default
         execution = Execution.of(Extract.model_validate(asdict(made_with), strict=True), engine)
         encoders = [_encoder(root, described) for described in card["encoders"]]
@@ -166,6 +182,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
             embedders={k: Embedder(encoder, execution, device) for k, encoder in enumerate(encoders)},
             models=tuple(_model(root, card["rnn"], entry).to(device) for entry in card["rnn"]["files"]),
             calibrations=Calibrations(**{level: _calibration(of) for level, of in card["calibration"].items()}),
+            familiar=_familiar(root, card["familiar"], card["encoders"]),
             card=card,
             card_sha256=sha256_file(path),
         )
@@ -186,6 +203,17 @@ def _calibration(described: dict[str, list[float]]) -> Calibration:
     if not ((calibration.share >= 0) & (calibration.share <= 1) & (calibration.slope > 0)).all():
         raise ValueError(f"{described} is no calibration: shares lie in 0..1, slopes above 0")
     return calibration
+
+
+def _familiar(root: Path, described: dict[str, Any], encoders: Sequence[dict[str, Any]]) -> Familiar:
+    tensors = read_tensors(root / _plain_name(described["file"]), _vouched(described["sha256"]))
+    limit, shape = described["limit"], (len(encoders), encoders[0]["dim"])
+    usual = {name: tensors.pop(name).numpy() for name in ("mean", "scale")}
+    if tensors or any(x.shape != shape or x.dtype != np.float32 for x in usual.values()):
+        raise ValueError("what is familiar is not described for these encoders")
+    if type(limit) is not float or not 0 < limit < np.inf or (usual["scale"] <= 0).any():
+        raise ValueError("a limit and scales of what is familiar lie above 0")
+    return Familiar(**usual, limit=limit)
 
 
 def _numbers(values: list[float]) -> NDArray[np.float64]:

@@ -72,7 +72,13 @@ def _raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
 def text(dataset: Dataset, keyword: str) -> str:
     """Return an element as text without the padding around it, empty if it is absent."""
     element = _raw(dataset, keyword)
-    return "" if element is None else bytes(element.value or b"").decode("latin-1").strip(" \0")
+    if element is None:
+        return ""
+    raw = bytes(element.value or b"")
+    try:
+        return raw.decode("utf-8").strip(" \0")
+    except UnicodeDecodeError:  # other character sets are not looked up: nothing that is read here depends on them
+        return raw.decode("latin-1").strip(" \0")
 
 
 def words(dataset: Dataset, keyword: str) -> tuple[str, ...]:

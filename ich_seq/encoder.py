@@ -90,9 +90,26 @@ class SliceEncoder(nn.Module):
 
     def embed_shown(self, shown: Tensor) -> Tensor:
         """Embed M slices that windows were applied to already, (M, C, S, S) in [0, 1]."""
-        rows_last = shown.contiguous(memory_format=torch.channels_last)
-        embedded: Tensor = self.network(torch.addcmul(-self.mean / self.std, rows_last, 1 / self.std))
+        embedded: Tensor = self.network(self._normalised(shown))
         return embedded.flatten(1).float()
+
+    def feature_map(self, shown: Tensor) -> Any:
+        """Return the network's last features before they are pooled, of slices as `embed_shown` takes them.
+
+        They are what timm makes of them: mostly a tensor, of a few networks a list.
+        """
+        network: Any = self.network  # timm's own methods, of which torch's Module knows nothing
+        return network.forward_features(self._normalised(shown))
+
+    def pooled(self, seen: Tensor) -> Tensor:
+        """Return the embeddings, (M, D), that a feature map leads to."""
+        network: Any = self.network
+        embedded: Tensor = network.forward_head(seen)
+        return embedded.flatten(1).float()
+
+    def _normalised(self, shown: Tensor) -> Tensor:
+        rows_last = shown.contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(-self.mean / self.std, rows_last, 1 / self.std)
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:

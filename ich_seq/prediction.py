@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from ich_seq.report import (
     write_submission,
 )
 from ich_seq.store import REJECTED
-from ich_seq.studies import Counts, Findings, account, check_input, find_studies
+from ich_seq.studies import Counts, Findings, Study, account, check_input, find_studies
+from ich_seq.study_pages import StudyPages
 
 TABLES = (STUDIES, SLICES, SUBMISSION)
 
@@ -48,10 +49,13 @@ def predict(
     engine: str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    report: bool = True,
     patient_ids: bool = False,
     progress: Progress = silent,
 ) -> PredictionSummary:
     """Predict every study below `root` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
+
+    With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices.
 
     The bundle's own encoders are used, so no setting can disagree with its training; `engine` says what
     runs them, if not what did then. Patients are numbered; their Patient ID is written only where `patient_ids` asks
@@ -65,21 +69,35 @@ def predict(
     keep_memory()
     loaded = load_bundle(bundle, choose_device(device), engine)
     with locked_folder(out):
-        for name in (RUN, *TABLES):  # what an older run left is no result of this one
+        pages = StudyPages(out, loaded)
+        pages.clear()
+        for name in (RUN, *TABLES, REJECTED):  # what an older run left is no result of this one
             (out / name).unlink(missing_ok=True)
         findings = find_studies(root, skip=out, workers=workers, progress=progress)
         refused: list[Unused] = []
-        predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused, patient_ids))
+        draw = pages.write_study if report else None
+        predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused, patient_ids, draw))
         unused, counts = account(findings, refused)
         write_bytes(out / REJECTED, unused_csv(unused))
         if not predictions:
             raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}.")
-        _write_results(out, predictions, loaded, counts)
+        write_studies(out / STUDIES, predictions)
+        write_slices(out / SLICES, predictions)
+        write_submission(out / SUBMISSION, predictions)
+        if report:
+            pages.write_worklist(predictions, counts)
+        _write_record(out, len(predictions), loaded, counts)
     return PredictionSummary(out=out, studies=len(predictions), counts=counts, predictions=predictions)
 
 
 def _predict_studies(
-    findings: Findings, bundle: Bundle, workers: int, progress: Progress, refused: list[Unused], patient_ids: bool
+    findings: Findings,
+    bundle: Bundle,
+    workers: int,
+    progress: Progress,
+    refused: list[Unused],
+    patient_ids: bool,
+    draw: Callable[[Study, StudyPrediction], None] | None,
 ) -> Iterator[StudyPrediction]:
     """Yield the studies' predictions in order; slices that cannot be read go to `refused`."""
     lost = Counter(u.study_uid for u in findings.unused if u.fate == "rejected")
@@ -90,10 +108,10 @@ def _predict_studies(
         refused.extend(item.refused)
         if item.features:
             said = bundle.beside(item.features)
-            yield StudyPrediction(
+            prediction = StudyPrediction(
                 study_uid=item.study.uid,
                 patient=patients.setdefault(item.study.patient_id, len(patients) + 1),
-                patient_id=item.study.patient_id if patient_ids else None,
+                patient_id=_patient_id(item.study) if patient_ids else None,
                 matrix=item.study.matrix,
                 scanner=item.study.scanner,
                 sop_uids=item.features[0].sop_uids,
@@ -103,22 +121,28 @@ def _predict_studies(
                 beside=said,
                 geometry=item.geometry,
                 lost_slices=len(item.refused) + lost[item.study.uid],
+                novelty=bundle.novelty(item.features),
             )
+            if draw is not None:
+                draw(item.study, prediction)
+            yield prediction
         progress("predicting studies", done, len(findings.studies))
 
 
-def _write_results(out: Path, predictions: tuple[StudyPrediction, ...], bundle: Bundle, counts: Counts) -> None:
-    """Write the tables and, last, the record that makes them whole."""
-    write_studies(out / STUDIES, predictions)
-    write_slices(out / SLICES, predictions)
-    write_submission(out / SUBMISSION, predictions)
+def _patient_id(study: Study) -> str:
+    """Return the Patient ID as the files have it; the name that stands in for an empty one is nobody's ID."""
+    return min((h.patient_id for h in study.slices if h.patient_id), default="")
+
+
+def _write_record(out: Path, studies: int, bundle: Bundle, counts: Counts) -> None:
+    """Write, last, the record that makes the tables whole."""
     record = {
         "version": __version__,
         "card_sha256": bundle.card_sha256,
         "intended_use": bundle.card["intended_use"],
         "execution": asdict(next(iter(bundle.embedders.values())).execution),
         "counts": asdict(counts),
-        "studies": len(predictions),
+        "studies": studies,
         "files": {name: sha256_file(out / name) for name in (*TABLES, REJECTED)},
     }
     write_json(out / RUN, record)

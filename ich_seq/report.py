@@ -30,7 +30,8 @@ class StudyPrediction:
     """The result for one study: `slice_probabilities` (N, K), feet to head, and `study_probabilities` (K,).
 
     `patient` numbers the patients of a run, so that nobody is named and studies of one are still known as such;
-    `patient_id` is the Patient ID if it was asked for. `matrix` is (H, W), `scanner` maker and model.
+    `patient_id` is the Patient ID if it was asked for. `matrix` is (H, W), `scanner` maker and model. `novelty` tells
+    how unlike the training data it is: above 1, further than 99 % of them.
     `beside` is what the parts of the blend say of it, by name.
     """
 
@@ -46,6 +47,12 @@ class StudyPrediction:
     beside: Mapping[str, Predicted]
     geometry: Geometry
     lost_slices: int
+    novelty: float
+
+
+def by_likelihood(predictions: Sequence[StudyPrediction]) -> list[StudyPrediction]:
+    """Return studies, the likeliest haemorrhage first; what has no probability (NaN) comes before all, to be seen."""
+    return sorted(predictions, key=lambda p: (-np.nan_to_num(p.study_probabilities[-1], nan=2), p.study_uid))
 
 
 def write_studies(path: Path, predictions: Sequence[StudyPrediction]) -> None:
@@ -56,12 +63,12 @@ def write_studies(path: Path, predictions: Sequence[StudyPrediction]) -> None:
         | {f"{name}_{k}": v for name in PARTS for k, v in _by_label(p.beside[name].studies[0]).items()}
         | {"slices": len(p.sop_uids), "lost_slices": p.lost_slices}
         | asdict(p.geometry)
-        | {"rows": p.matrix[0], "columns": p.matrix[1], "scanner": p.scanner}
+        | {"rows": p.matrix[0], "columns": p.matrix[1], "scanner": p.scanner, "novelty": p.novelty}
         | ({} if p.patient_id is None else {"patient_id": p.patient_id})
-        for p in sorted(predictions, key=lambda p: (-p.study_probabilities[-1], p.study_uid))
+        for p in by_likelihood(predictions)
     ]
     asked = ["patient_id"] if any(p.patient_id is not None for p in predictions) else []
-    described = ["slices", "lost_slices", *GEOMETRY_COLUMNS, *MACHINE_COLUMNS, "patient", *asked]
+    described = ["slices", "lost_slices", *GEOMETRY_COLUMNS, *MACHINE_COLUMNS, "novelty", "patient", *asked]
     columns = ["study_uid", *LABELS, *described, *PART_COLUMNS]
     _write_csv(path, pd.DataFrame(rows, columns=columns))
 

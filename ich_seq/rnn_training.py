@@ -30,6 +30,7 @@ from ich_seq.files import locked_folder, make_folder, sha256_file, short_hash
 from ich_seq.folded_studies import FoldedStudies, Folds
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.model import SequenceModel, ensemble_logits
+from ich_seq.novelty import Familiar, fit_familiar
 from ich_seq.progress import Progress, silent
 from ich_seq.sequence_fitting import EVALUATION_BATCH, Beside, SequenceTask, fit_sequence, given, logits_beside_base
 from ich_seq.sequences import LabelledStudy, batches, label_studies
@@ -86,7 +87,8 @@ def train_rnn(
             "duplicate_label_rows": truth.duplicate_rows,
             "labels_sha256": sha256_file(labels),
         }
-        _save(out, store, _heads(data, store), ensemble, {"training": training, "figures": figures})
+        facts = {"training": training, "figures": figures}
+        _save(out, store, _heads(data, store), ensemble, _familiar(studies, store), facts)
         shutil.rmtree(states)
     return TrainingSummary(
         out=out,
@@ -299,8 +301,21 @@ def _heads(data: FoldedStudies, store: FeatureStore) -> list[SliceEncoder]:
     ]
 
 
+def _familiar(studies: Sequence[LabelledStudy], store: FeatureStore) -> Familiar:
+    """Learn what embeddings are usual, from all studies trained on."""
+    made: dict[int, list[Any]] = {}
+    for study in studies:
+        made.setdefault(study.features.network, []).append(study.features.features)
+    return fit_familiar(made, list(encoders_of(store)))
+
+
 def _save(
-    out: Path, store: FeatureStore, encoders: Sequence[SliceEncoder], ensemble: Ensemble, facts: dict[str, Any]
+    out: Path,
+    store: FeatureStore,
+    encoders: Sequence[SliceEncoder],
+    ensemble: Ensemble,
+    familiar: Familiar,
+    facts: dict[str, Any],
 ) -> None:
     save_bundle(
         out,
@@ -308,5 +323,6 @@ def _save(
         execution=Execution(**store.manifest["execution"]),
         models=ensemble.models,
         calibrations=ensemble.calibrations,
+        familiar=familiar,
         facts=facts,
     )

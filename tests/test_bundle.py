@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ich_seq import ArtefactError, IchSeqError, UsageError
-from ich_seq.bundle import CARD, SCHEMA, Bundle, Calibrations, load_bundle, save_bundle
+from ich_seq.bundle import CARD, FAMILIAR, SCHEMA, Bundle, Calibrations, load_bundle, save_bundle
 from ich_seq.calibration import Calibration
 from ich_seq.config import Rnn
 from ich_seq.encoder import SliceEncoder
@@ -21,6 +21,7 @@ from ich_seq.engines import Embedder
 from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
 from ich_seq.model import SequenceModel
+from ich_seq.novelty import Familiar
 from ich_seq.store import StudyFeatures
 
 K = len(LABELS)
@@ -41,6 +42,13 @@ CALIBRATIONS = Calibrations(
     ),
 )
 NUMBERS = ("share", "slope", "intercept")
+
+
+def usual(encoders) -> Familiar:
+    """What is usual of embeddings of these encoders' width, different for each."""
+    rng = np.random.default_rng(5)
+    shape = len(encoders), encoders[0].spec.dim
+    return Familiar(rng.normal(size=shape).astype(np.float32), rng.uniform(0.5, 2, shape).astype(np.float32), 1.75)
 
 
 class Gadget:
@@ -78,6 +86,7 @@ def saved(headed_encoders, models, execution, tmp_path_factory) -> Path:
         execution=execution,
         models=models,
         calibrations=CALIBRATIONS,
+        familiar=usual(headed_encoders),
         facts={"training": {"studies": 7}, "figures": {"rnn": None}},
     )
     return root
@@ -112,7 +121,14 @@ def test_a_loaded_bundle_says_exactly_what_the_saved_networks_say(saved, models,
             assert torch.equal(got, expected)
         assert bundle.embedders[k].spec == headed_encoders[k].spec
         assert bundle.embedders[k].execution == execution
-    original = Bundle(embedders=embedders, models=tuple(models), calibrations=CALIBRATIONS, card={}, card_sha256="")
+    original = Bundle(
+        embedders=embedders,
+        models=tuple(models),
+        calibrations=CALIBRATIONS,
+        familiar=usual(headed_encoders),
+        card={},
+        card_sha256="",
+    )
     for slices in (1, 2, 12):
         views = views_of(slices)
         for got, expected in zip(bundle.predict(views), original.predict(views), strict=True):
@@ -240,14 +256,20 @@ def test_saving_twice_gives_the_same_bytes(saved, models, headed_encoders, execu
     """The same networks and facts make the same files, and the card holds the hash of every one."""
     facts = {"figures": {"rnn": None}, "training": {"studies": 7}}
     save_bundle(
-        tmp_path, encoders=headed_encoders, execution=execution, models=models, calibrations=CALIBRATIONS, facts=facts
+        tmp_path,
+        encoders=headed_encoders,
+        execution=execution,
+        models=models,
+        calibrations=CALIBRATIONS,
+        familiar=usual(headed_encoders),
+        facts=facts,
     )
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in saved.iterdir()}
     card = json.loads((saved / CARD).read_text())
-    hashes = {entry["file"]: entry["sha256"] for entry in (*card["rnn"]["files"], *card["encoders"])}
+    hashes = {e["file"]: e["sha256"] for e in (*card["rnn"]["files"], *card["encoders"], card["familiar"])}
     assert not any("file_sha256" in entry for entry in card["encoders"])
     assert hashes == {p.name: sha256_file(p) for p in saved.glob("*.safetensors")}
-    assert hashes.keys() == {*ENCODERS, *MODELS}
+    assert hashes.keys() == {*ENCODERS, *MODELS, FAMILIAR}
     assert card["execution"] == asdict(execution)
 
 
@@ -260,9 +282,15 @@ def test_a_smaller_bundle_in_the_place_of_a_larger_one_is_alone_there(
     if killed:
         (root / CARD).unlink()
     save_bundle(
-        root, encoders=headed_encoders[1:], execution=execution, models=models[:1], calibrations=CALIBRATIONS, facts={}
+        root,
+        encoders=headed_encoders[1:],
+        execution=execution,
+        models=models[:1],
+        calibrations=CALIBRATIONS,
+        familiar=usual(headed_encoders[1:]),
+        facts={},
     )
-    assert {p.name for p in root.iterdir()} == {CARD, ENCODERS[0], MODELS[0], "mine.safetensors"}
+    assert {p.name for p in root.iterdir()} == {CARD, ENCODERS[0], MODELS[0], FAMILIAR, "mine.safetensors"}
     bundle = load_bundle(root, CPU)
     assert bundle.embedders[0].spec == headed_encoders[1].spec
     slices, _ = bundle.predict(views_of(3)[:1])
@@ -272,7 +300,7 @@ def test_a_smaller_bundle_in_the_place_of_a_larger_one_is_alone_there(
 # What is refused
 
 
-@pytest.mark.parametrize("file", [*ENCODERS, *MODELS])
+@pytest.mark.parametrize("file", [*ENCODERS, *MODELS, FAMILIAR])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 1.0])
 def test_one_flipped_bit_is_refused(root, file, share):
     """Wherever a bit is flipped in a network's file, header or numbers, the bundle is refused and the file named."""
@@ -312,7 +340,7 @@ def test_labels_in_another_order_are_refused(root, labels):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("schema", ["ich-seq bundle 2", "ich-seq bundle 4", "ich-seq features 3", None, 3])
+@pytest.mark.parametrize("schema", ["ich-seq bundle 3", "ich-seq bundle 5", "ich-seq features 3", None, 3])
 def test_another_schema_is_refused(root, schema):
     """A bundle of an older or later version, or another artefact, is refused with both schemas named."""
     edit(root, lambda card: card.update(schema=schema))
@@ -330,7 +358,17 @@ def test_a_card_that_is_no_card_is_refused(root, text):
 
 
 @pytest.mark.parametrize(
-    "part", ["encoders 0", "encoders 1", "execution", "rnn", "calibration", "calibration slices", "calibration studies"]
+    "part",
+    [
+        "encoders 0",
+        "encoders 1",
+        "execution",
+        "rnn",
+        "familiar",
+        "calibration",
+        "calibration slices",
+        "calibration studies",
+    ],
 )
 def test_a_card_with_a_hole_is_refused(root, part):
     """Whichever entry of the networks' description is missing, the card is refused and never breaks the program."""
@@ -471,6 +509,7 @@ def test_networks_that_do_not_fit_together_are_refused(headed_encoders, executio
         execution=execution,
         models=[randomised(headed_encoders[0].spec.dim + 1, 0)],
         calibrations=CALIBRATIONS,
+        familiar=usual(headed_encoders),
         facts={},
     )
     with pytest.raises(ArtefactError):
@@ -484,7 +523,15 @@ def test_an_encoder_without_a_slice_classifier_is_refused(
     """Whichever encoder has no head there is no base for the GRU to correct: refused when loaded."""
     encoders = list(headed_encoders)
     encoders[bare] = tiny_encoder
-    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, calibrations=CALIBRATIONS, facts={})
+    save_bundle(
+        tmp_path,
+        encoders=encoders,
+        execution=execution,
+        models=models,
+        calibrations=CALIBRATIONS,
+        familiar=usual(encoders),
+        facts={},
+    )
     with pytest.raises(ArtefactError, match="without a slice classifier"):
         load_bundle(tmp_path, CPU)
 
@@ -495,7 +542,15 @@ def test_a_head_that_the_card_promises_and_the_file_lacks_is_refused(
     """A head is never made up: the right hash of a file without one does not help."""
     promised = SliceEncoder(tiny_encoder.network, replace(tiny_encoder.spec, head=True))
     encoders = [headed_encoders[0], promised]
-    save_bundle(tmp_path, encoders=encoders, execution=execution, models=models, calibrations=CALIBRATIONS, facts={})
+    save_bundle(
+        tmp_path,
+        encoders=encoders,
+        execution=execution,
+        models=models,
+        calibrations=CALIBRATIONS,
+        familiar=usual(encoders),
+        facts={},
+    )
     with pytest.raises(ArtefactError):
         load_bundle(tmp_path, CPU)
 
@@ -512,6 +567,7 @@ def test_an_encoder_that_is_not_the_recorded_one_is_refused(headed_encoders, mod
         execution=execution,
         models=models,
         calibrations=CALIBRATIONS,
+        familiar=usual(headed_encoders),
         facts={},
     )
     with pytest.raises(ArtefactError, match="SHA-256"):
@@ -575,3 +631,21 @@ def test_a_folder_without_a_card_is_no_bundle(tmp_path, root):
         with pytest.raises(UsageError, match="is not a bundle") as refusal:
             load_bundle(path, CPU)
         assert str(path) in str(refusal.value)
+
+
+def test_what_is_familiar_comes_back_and_tells_how_new_a_study_is(saved, headed_encoders, views_of):
+    """Means, scales and limit are those saved, and the bundle asks them of every network's view."""
+    bundle, meant = load_bundle(saved, CPU), usual(headed_encoders)
+    assert (bundle.familiar.mean == meant.mean).all()
+    assert (bundle.familiar.scale == meant.scale).all()
+    assert bundle.familiar.limit == meant.limit
+    views = views_of(5)
+    assert bundle.novelty(views) == pytest.approx(meant.novelty([np.asarray(v.features) for v in views]))
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, "1", None, 1])
+def test_a_limit_that_is_none_is_refused(root, limit):
+    """What tells strange studies is a number above 0."""
+    edit(root, lambda card: card["familiar"].update(limit=limit))
+    with pytest.raises(ArtefactError):
+        load_bundle(root, CPU)

@@ -47,7 +47,8 @@ def settings() -> list[str]:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Return every file of an artefact by name; the journal and the lock are no part of one."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="module")

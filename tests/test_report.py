@@ -43,6 +43,7 @@ def prediction(uid: str, slices: int, seed: int = 0, likeliest: float | None = N
         beside=beside,
         geometry=GEOMETRY,
         lost_slices=seed,
+        novelty=0.5 + seed,
     )
 
 

@@ -1,0 +1,242 @@
+"""The pages of a prediction: a worklist, and for each study its probabilities along the head and its key slices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ich_seq import OutputError, windows
+from ich_seq.activation import activation_maps
+from ich_seq.bundle import Bundle
+from ich_seq.dicom import SliceHeader
+from ich_seq.encoder import SliceEncoder
+from ich_seq.files import make_folder, short_hash, write_bytes
+from ich_seq.hounsfield import read_hounsfield
+from ich_seq.labels import LABELS
+from ich_seq.novelty import STRANGE
+from ich_seq.pages import render
+from ich_seq.pictures import PICTURE_SIDE, READ_IN, WINDOWS_HU, jpeg_uri, overlaid, shown
+from ich_seq.reasons import Refused
+from ich_seq.report import StudyPrediction, by_likelihood
+from ich_seq.studies import Counts, Study
+
+REPORT, PAGES = "report.html", "report"
+OURS = re.compile(r"([0-9a-f]{16}|worklist-[0-9]+)\.html(\.ich-seq-partial)?")
+"""What is written into the folder of pages, and what a kill leaves of it."""
+
+ANY = LABELS.index("any")
+
+KEY_SLICES = 3
+KEY_APART = 2
+"""Key slices are at least so many slices apart: the neighbours of the likeliest one show the same."""
+
+AROUND_HU = -300
+"""Air, clothes and head-rest lie below, and are not shaded."""
+
+ROWS_A_PAGE = 250
+TILT_DEG, THICK_MM, SHORT_MM, FEW_SLICES = 10.0, 7.5, 100.0, 10
+"""Beyond these a gantry is much tilted (most are a little), steps are thick, a head not covered, a study short."""
+
+Grey = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeySlice:
+    """A slice worth looking at: its number from the feet, from 1, and pictures of it by name, as data URIs.
+
+    `instance` is its Instance Number (0: none), `left` the patient's side on the left of the pictures, R or L.
+    """
+
+    number: int
+    instance: int
+    left: str
+    position_mm: float
+    probability: float
+    views: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPages:
+    """Writes the page of each study as it is predicted, below `out`, and the worklist once all are."""
+
+    out: Path
+    bundle: Bundle
+
+    def clear(self) -> None:
+        """Take away the pages of an older run; what else is in their folder is not ours. Raises OutputError."""
+        pages = [path for path in (self.out / PAGES).glob("*.html*") if OURS.fullmatch(path.name)]
+        for path in (self.out / REPORT, *pages):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"Cannot remove {path}: {error.strerror}. Choose another --out.") from error
+
+    def write_study(self, study: Study, said: StudyPrediction) -> None:
+        """Write the page of one study."""
+        make_folder(self.out / PAGES)
+        encoders = [embedder.encoder for embedder in self.bundle.embedders.values()]
+        chosen = key_slices(said.slice_probabilities[:, ANY])
+        across = _across(said.positions_mm)
+        pictures = _pictures(study, said, chosen, encoders[0])
+        page = render(
+            "study.html",
+            said=said,
+            flags=flags(said),
+            strips=_strips(said, across),
+            marks=_rounded(across),
+            keys=_rounded(across[chosen]),
+            pictures=pictures,
+            shaded=any(len(p.views) > len(READ_IN) for p in pictures),
+            several=len(encoders) > 1,
+        )
+        write_bytes(self.out / study_page(said.study_uid), page)
+
+    def write_worklist(self, predictions: Sequence[StudyPrediction], counts: Counts) -> None:
+        """Write the worklist, likeliest first, at most ROWS_A_PAGE studies a page; report.html is its first page."""
+        ranked = by_likelihood(predictions)
+        starts = range(0, len(ranked), ROWS_A_PAGE)
+        for page, start in enumerate(starts):
+            rows = [
+                {"number": number, "said": said, "flags": flags(said), "link": _from(page, study_page(said.study_uid))}
+                for number, said in enumerate(ranked[start : start + ROWS_A_PAGE], start=start + 1)
+            ]
+            pages = [
+                {
+                    "first": first + 1, "last": min(first + ROWS_A_PAGE, len(ranked)), "here": other == page,
+                    "link": _from(page, _worklist_page(other)),
+                }
+                for other, first in enumerate(starts)
+            ]  # fmt: skip
+            html = render(
+                "worklist.html", rows=rows, pages=pages, studies=len(ranked), counts=counts, card=self.bundle.card,
+                card_sha256=self.bundle.card_sha256,
+                named=any(said.patient_id is not None for said in ranked),
+            )  # fmt: skip
+            write_bytes(self.out / _worklist_page(page), html)
+
+
+def study_page(study_uid: str) -> str:
+    """Return where the page of a study lies, from the folder of results; its name is a hash, never the UID."""
+    return f"{PAGES}/{short_hash(study_uid)}.html"
+
+
+def _worklist_page(page: int) -> str:
+    return REPORT if page == 0 else f"{PAGES}/worklist-{page + 1}.html"
+
+
+def _from(page: int, target: str) -> str:
+    """Return a link from a page of the worklist to a file of the report; only the first is not in the folder."""
+    return target if page == 0 else f"../{target}"
+
+
+def key_slices(probabilities: NDArray[np.float64]) -> list[int]:
+    """Return which of N slices to look at, ascending: the likeliest, at least KEY_APART from each other."""
+    chosen: list[int] = []
+    for index in np.argsort(-probabilities, kind="stable"):
+        if len(chosen) < KEY_SLICES and all(abs(int(index) - other) >= KEY_APART for other in chosen):
+            chosen.append(int(index))
+    return sorted(chosen)
+
+
+def flags(said: StudyPrediction) -> tuple[str, ...]:
+    """Return what a reader should know of a study before believing its probabilities."""
+    g, n = said.geometry, len(said.sop_uids)
+    span_mm = float(said.positions_mm[-1] - said.positions_mm[0])
+    found = {
+        f"unlike the training data: {said.novelty:.2f}": said.novelty >= STRANGE,
+        f"slices lost: {said.lost_slices}": said.lost_slices > 0,
+        f"gaps: {g.gaps}": g.gaps > 0,
+        f"repeated positions: {g.duplicates}": g.duplicates > 0,
+        f"gantry tilt {g.tilt_deg:.0f}°": abs(g.tilt_deg) >= TILT_DEG,
+        "spacing changes": g.zones > 1,
+        f"thick steps: {g.spacing_mm:.1f} mm": g.spacing_mm > THICK_MM,
+        f"few slices: {n}": n < FEW_SLICES,
+        f"covers {span_mm:.0f} mm": n >= FEW_SLICES and span_mm < SHORT_MM,
+    }
+    return tuple(flag for flag, raised in found.items() if raised)
+
+
+def _across(positions_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return where slices stand in a strip of 300, feet left; a single slice stands in the middle."""
+    span = positions_mm[-1] - positions_mm[0]
+    return 300 * (positions_mm - positions_mm[0]) / span if span > 0 else np.full(len(positions_mm), 150.0)
+
+
+def _strips(said: StudyPrediction, across: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return for each label the lines of CNN, RNN and blend as points of SVG, and where the blend is highest."""
+    strips = []
+    for k, label in enumerate(LABELS):
+        blend = said.slice_probabilities[:, k]
+        top = int(blend.argmax())
+        lines = {name: _points(across, predicted.slices[:, k]) for name, predicted in said.beside.items()}
+        strips.append({"label": label, "most": blend[top], "where_mm": said.positions_mm[top], "lines": lines})
+    return strips
+
+
+def _points(across: NDArray[np.float64], p: NDArray[np.float64]) -> str:
+    return " ".join(f"{x:.1f},{100 * (1 - y):.1f}" for x, y in zip(across, p, strict=True))
+
+
+def _rounded(values: NDArray[np.float64]) -> list[float]:
+    return [round(float(x), 1) for x in values]
+
+
+def _pictures(study: Study, said: StudyPrediction, chosen: Sequence[int], encoder: SliceEncoder) -> list[KeySlice]:
+    """Return pictures of the chosen slices; none if a file cannot be read any more."""
+    by_sop = {h.sop_uid: h for h in study.slices}
+    headers = [by_sop[sop] for sop in said.sop_uids]
+    try:
+        seen = [_seen_by(encoder, headers, index) for index in chosen]
+        large = [_resampled(headers[index], encoder, PICTURE_SIDE) for index in chosen]
+        maps = activation_maps(encoder, torch.from_numpy(np.stack(seen)).to(encoder.mean.device))
+    except (Refused, RuntimeError, MemoryError):  # of a GPU that is full, too: a picture is not worth a prediction
+        return []
+    likely = said.slice_probabilities[chosen, ANY]
+    shades = [None] * len(chosen) if maps is None else list(shades_of(maps[:, ANY], likely))
+    return [
+        KeySlice(
+            number=index + 1,
+            instance=headers[index].instance,
+            left="R" if headers[index].orientation[0] > 0 else "L",
+            position_mm=float(said.positions_mm[index]),
+            probability=float(p),
+            views=_views(hu, shade),
+        )
+        for index, hu, p, shade in zip(chosen, large, likely, shades, strict=True)
+    ]
+
+
+def shades_of(maps: NDArray[np.float32], probabilities: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return how strongly to shade each place of a study's key slices, (n, h, w) in 0..1.
+
+    What speaks for a finding, as a share of the most that does in any of them, times the slice's probability: an
+    unlikely slice is not to glow like a likely one.
+    """
+    raised = np.maximum(maps, 0)
+    most = float(raised.max(initial=0))
+    shares = raised / most if most > 0 else raised
+    return np.asarray(shares * probabilities[:, None, None], np.float32)
+
+
+def _seen_by(encoder: SliceEncoder, headers: Sequence[SliceHeader], index: int) -> NDArray[np.float32]:
+    """Return a slice with its neighbours as the encoder is shown them, (J, S, S) HU."""
+    beside = [min(max(index + offset, 0), len(headers) - 1) for offset in encoder.spec.neighbours]
+    return np.stack([_resampled(headers[i], encoder, encoder.spec.size) for i in beside])
+
+
+def _resampled(header: SliceHeader, encoder: SliceEncoder, side: int) -> NDArray[np.float32]:
+    return windows.resample(read_hounsfield(header), header.spacing_mm, field_mm=encoder.spec.field_mm, size=side)
+
+
+def _views(hu: NDArray[np.float32], shade: NDArray[np.float32] | None) -> dict[str, str]:
+    views: dict[str, Grey] = {name: shown(hu, WINDOWS_HU[name]) for name in READ_IN}
+    if shade is not None:
+        views["what the CNN saw"] = overlaid(views["brain"], shade, hu > AROUND_HU)
+    return {name: jpeg_uri(picture) for name, picture in views.items()}

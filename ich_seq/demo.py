@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ich_seq import OutputError
 from ich_seq.cnn_training import train_cnn
 from ich_seq.config import load_config
 from ich_seq.devices import choose_workers
+from ich_seq.evaluation import evaluate, first_figures
+from ich_seq.exploration import explore
 from ich_seq.extraction import extract_features
-from ich_seq.figures import Predicted, Truth, judge
-from ich_seq.labels import read_labels
 from ich_seq.phantom import write_dataset
 from ich_seq.prediction import predict
 from ich_seq.progress import Progress, silent
-from ich_seq.report import StudyPrediction
 from ich_seq.rnn_training import train_rnn
 
 MATRIX = 256
@@ -39,15 +35,17 @@ SETTINGS = (
 
 EXPLANATION = """\
 The rows above are out of fold: each study was predicted by networks that never saw its patient.
-The last row is {new} further studies, predicted from their DICOM files by `predict`.
+The last row is {new} further studies, predicted from their DICOM files by `predict` and judged by `evaluate`.
 What the figures mean: that every stage works. The heads are drawn by a program, so they say nothing
 about patients.
 
 DICOM files, labels   {out}/train  {out}/new
+the data, seen        {out}/exploration/exploration.html
 networks, curves      {out}/cnn
 features              {out}/features
-bundle, model card    {out}/bundle
-results               {out}/results/studies.csv  slices.csv  submission.csv"""
+bundle                {out}/bundle
+results               {out}/results/report.html  studies.csv  slices.csv  submission.csv
+how good they are     {out}/evaluation/evaluation.html  card.html"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,27 +78,19 @@ def run_demo(
     )
     new_set = write_dataset(out / "new", n_studies=new, seed=seed + 1, matrix=MATRIX, workers=workers)
     config = load_config(overrides=SETTINGS)
+    explore(train_set.dicom, out / "exploration", train_set.labels, workers=workers, progress=progress)
     reading: dict[str, Any] = {"device": device, "workers": workers, "progress": progress}
     train_cnn(train_set.dicom, train_set.labels, out / "cnn", config, **reading)
     extract_features(train_set.dicom, out / "features", config, cnn=out / "cnn", **reading)
     trained = train_rnn(out / "features", train_set.labels, out / "bundle", config, device=device, progress=progress)
-    predicted = predict(new_set.dicom, out / "bundle", out / "results", **reading)
-    figures = trained.figures | _judge_new(predicted.predictions, new_set.labels, seed)
+    predict(new_set.dicom, out / "bundle", out / "results", **reading)
+    judged = evaluate(
+        out / "results", new_set.labels, out / "evaluation", bundle=out / "bundle", dicom=new_set.dicom, seed=seed
+    )
+    figures = trained.figures | {"blend, new studies": first_figures(judged.evaluation)["blend"]}
     return DemoSummary(out=out, figures=figures, explanation=EXPLANATION.format(out=out, new=new))
 
 
 def _refuse_full(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} is not empty; remove it or choose another --out.")
-
-
-def _judge_new(predictions: Sequence[StudyPrediction], labels: Path, seed: int) -> dict[str, Any]:
-    """Return the figures of predictions against a label file."""
-    known = read_labels(labels)
-    targets = [known.targets(list(p.sop_uids)) for p in predictions]
-    truth = Truth.of_studies(targets, [str(p.patient) for p in predictions])
-    said = Predicted(
-        slices=np.concatenate([p.slice_probabilities for p in predictions]),
-        studies=np.stack([p.study_probabilities for p in predictions]),
-    )
-    return judge({"blend, new studies": said}, truth, seed=seed)

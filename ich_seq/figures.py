@@ -128,12 +128,16 @@ def _json(estimate: Estimate) -> dict[str, float] | None:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Lay the figures of `judge` side by side for people: `any` with intervals, then each label's slice AUC."""
-    head = ("", "slice AUC(any)", "study AUC(any)", "slice log loss", "study log loss")
-    summary = [head, *((name.replace("_", " "), *_cells(f)) for name, f in figures.items())]
+    """Lay the figures of `judge` side by side for people: `any` with intervals, then each label's AUC.
+
+    That is of slices, and of studies where there are no figures of slices.
+    """
+    levels = [level for level in ("slice", "study") if all(f"{level}_auc" in f for f in figures.values())]
+    head = ("", *(f"{level} AUC(any)" for level in levels), *(f"{level} log loss" for level in levels))
+    summary = [head, *((name.replace("_", " "), *_cells(f, levels)) for name, f in figures.items())]
     by_label = [
-        ("slice AUC", *LABELS),
-        *((name.replace("_", " "), *_points(f["slice_auc"])) for name, f in figures.items()),
+        (f"{levels[0]} AUC", *LABELS),
+        *((name.replace("_", " "), *_points(f[f"{levels[0]}_auc"])) for name, f in figures.items()),
     ]
     return f"{_aligned(summary)}\n\n{_aligned(by_label)}"
 
@@ -144,8 +148,8 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cells(f: Mapping[str, Any]) -> tuple[str, ...]:
-    chosen = f["slice_auc"]["any"], f["study_auc"]["any"], f["slice_loss"], f["study_loss"]
+def _cells(f: Mapping[str, Any], levels: Sequence[str]) -> tuple[str, ...]:
+    chosen = *(f[f"{level}_auc"]["any"] for level in levels), *(f[f"{level}_loss"] for level in levels)
     return tuple("-" if c is None else str(Estimate(**c)) for c in chosen)
 
 

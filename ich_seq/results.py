@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,13 @@ from ich_seq.baselines import by_position, constant, relative_positions
 from ich_seq.figures import Predicted, Truth
 from ich_seq.labels import LABELS, SliceLabels, assign_folds, read_table
 from ich_seq.report import GEOMETRY_COLUMNS, PARTS, SLICES, STUDIES
+from ich_seq.study_labels import StudyLabels
 
 BLEND, ALONE = "blend", "predicted"
 BASELINES = ("constant", "position")
 BASELINE_FOLDS = 5
+LEVELS = ("slices", "studies")
+TEXT_COLUMNS = ("study_uid", "sop_uid", "patient", "patient_id", "scanner")
 Floats = NDArray[np.float64]
 
 
@@ -38,12 +42,18 @@ class Results:
 class Held:
     """Predictions beside the truth, study after study, feet to head.
 
-    `lengths` are the slices of each of the B studies, `geometry` a row for each (None: unknown). `flow` counts
-    slices and studies from the tables to what is judged; `by_patient` tells whether patients are known.
+    `lengths` are the slices of each of the B studies, `uids` their names and `positions_mm` (M,) where slices lie (or
+    their rank); `geometry` has a row a study (None: unknown). `flow` counts slices and studies from the tables to what
+    is judged; `by_patient` tells whether patients are known. `levels` is what there are labels of: slices and studies,
+    or studies alone, and then `truth` has no slices.
     """
 
+    levels: tuple[str, ...]
     predicted: dict[str, Predicted]
     truth: Truth
+    uids: tuple[str, ...]
+    sop_uids: tuple[str, ...]
+    positions_mm: Floats
     lengths: NDArray[np.int64]
     geometry: pd.DataFrame | None
     flow: dict[str, int]
@@ -84,15 +94,15 @@ def slices_table(path: Path) -> Path:
 
 
 def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
-    text = {"study_uid": str, "sop_uid": str, "patient": str}
+    text = dict.fromkeys(TEXT_COLUMNS, str)
     table = read_table(path, "predictions", text)
     if missing := [c for c in (*needed, *LABELS) if c not in table.columns]:
         raise UsageError(
             f"{path} is not what predict writes: it lacks {', '.join(missing)}. Give its slices.csv or its folder."
         )
-    for column in {"study_uid", "sop_uid", "patient"} & set(table.columns):
+    for column in set(TEXT_COLUMNS) & set(table.columns):
         table[column] = table[column].str.strip()
-    for column in {"position_mm", "slices", *GEOMETRY_COLUMNS} & set(table.columns):
+    for column in {"position_mm", "slices", "rows", "columns", *GEOMETRY_COLUMNS} & set(table.columns):
         table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
 
@@ -124,12 +134,18 @@ def _refuse(bad: pd.Series[bool] | NDArray[np.bool_], names: pd.Series[str] | pd
         raise UsageError(f"{what} {named} ({len(found)} in all). Mend the table, or predict again.")
 
 
-def hold(results: Results, labels: SliceLabels) -> Held:
-    """Lay predictions beside their labels; studies with an unlabelled slice are left out and counted.
+def hold(results: Results, labels: SliceLabels | StudyLabels) -> Held:
+    """Lay predictions beside labels of slices, or of studies; what has none is left out and counted.
 
-    A study is what any slice of it is; without a table of studies its probability is that of its likeliest slice.
-    Raises UsageError if nothing is left.
+    Where slices are labelled, a study is what any slice of it is, and one with an unlabelled slice is left out. Without
+    a table of studies a study's probability is that of its likeliest slice. Labels of studies are found by Study
+    Instance UID, else by `patient_id` of studies.csv, where only one study is of that patient. Raises UsageError if
+    nothing is left.
     """
+    return _hold_slices(results, labels) if isinstance(labels, SliceLabels) else _hold_studies(results, labels)
+
+
+def _hold_slices(results: Results, labels: SliceLabels) -> Held:
     slices = results.slices
     known = labels.table.index.get_indexer(pd.Index(slices["sop_uid"])) >= 0
     labelled = pd.Series(known, index=slices.index)  # isin takes five times as long
@@ -141,26 +157,107 @@ def hold(results: Results, labels: SliceLabels) -> Held:
             "the IDs of the label file must be the SOP Instance UIDs of the predicted slices."
         )
     uids, lengths = _runs(kept["study_uid"].to_numpy())
-    studies = None if results.studies is None else results.studies.loc[uids.tolist()]
-    patients = uids.astype(str)
-    by_patient = studies is not None and "patient" in studies.columns and bool((studies["patient"] != "").any())
-    if studies is not None and by_patient:  # whom nobody named is a patient of its own
-        patients = np.array([p or f"study {uid}" for p, uid in zip(studies["patient"], uids, strict=True)])
+    patients, by_patient = _patients(results, uids)
     targets = np.split(labels.targets(kept["sop_uid"].tolist()), np.cumsum(lengths)[:-1])
     truth = Truth.of_studies(targets, patients.tolist())
-    predicted = {
-        name: _predicted(kept, studies, [prefix + label for label in LABELS], lengths)
-        for name, prefix in results.predictors.items()
-    }
-    geometry = studies if studies is not None and {"slices", *GEOMETRY_COLUMNS} <= set(studies.columns) else None
     return Held(
-        predicted=predicted | _baselines(kept, truth, lengths),
+        levels=LEVELS,
+        predicted=_all_predicted(results, kept, uids, lengths) | _baselines(kept, truth, lengths),
         truth=truth,
-        lengths=lengths,
-        geometry=geometry,
         flow=_flow(slices, labelled, labels, len(uids), len(kept)),
         by_patient=by_patient,
+        **_described(results, kept, uids, lengths),
     )
+
+
+def _hold_studies(results: Results, labels: StudyLabels) -> Held:
+    slices = _in_order(results.slices)
+    uids, lengths = _runs(slices["study_uid"].to_numpy())
+    rows = _rows_of(results, labels, uids)
+    if not (rows >= 0).any():
+        raise UsageError(
+            f"None of the {len(uids)} predicted studies has a label. A label file names studies by Study Instance UID "
+            "or Patient ID; the latter are in studies.csv after predict --patient-ids."
+        )
+    kept = slices[np.repeat(rows >= 0, lengths)]
+    uids, lengths, n_predicted = uids[rows >= 0], lengths[rows >= 0], len(uids)
+    patients, by_patient = _patients(results, uids)
+    nothing = np.empty((0, len(LABELS)))
+    targets = labels.table.iloc[rows[rows >= 0]].to_numpy(np.uint8)
+    truth = Truth(
+        slices=nothing.astype(np.uint8), studies=targets, slice_patients=patients[:0], study_patients=patients
+    )
+    return Held(
+        levels=LEVELS[1:],
+        predicted=_all_predicted(results, kept, uids, lengths) | _constant_studies(truth),
+        truth=truth,
+        flow={
+            "studies_labelled": len(labels.table),
+            "studies_labelled_not_predicted": len(labels.table) - len(uids),
+            "studies_predicted": n_predicted,
+            "studies_left_out": n_predicted - len(uids),
+            "studies_judged": len(uids),
+        },
+        by_patient=by_patient,
+        **_described(results, kept, uids, lengths),
+    )
+
+
+def _rows_of(results: Results, labels: StudyLabels, uids: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Return for each study the row of its label, -1 where there is none or a patient's other study may be meant."""
+    rows = labels.table.index.get_indexer(pd.Index(uids)).astype(np.int64)
+    if results.studies is not None and "patient_id" in results.studies.columns:
+        named = results.studies.loc[uids.tolist(), "patient_id"]
+        by_patient = labels.table.index.get_indexer(pd.Index(named))
+        by_patient[named.duplicated(keep=False).to_numpy()] = -1
+        rows = np.where(rows < 0, by_patient, rows)
+    return rows
+
+
+def _patients(results: Results, uids: NDArray[np.object_]) -> tuple[NDArray[np.str_], bool]:
+    """Return each study's patient, and whether the tables tell; whom nobody named is a patient of its own."""
+    studies = results.studies
+    if studies is None or "patient" not in studies.columns or (studies.loc[uids.tolist(), "patient"] == "").all():
+        return uids.astype(str), False
+    named = zip(studies.loc[uids.tolist(), "patient"], uids, strict=True)
+    return np.array([p or f"study {uid}" for p, uid in named]), True
+
+
+def _all_predicted(
+    results: Results, slices: pd.DataFrame, uids: NDArray[np.object_], lengths: NDArray[np.int64]
+) -> dict[str, Predicted]:
+    studies = None if results.studies is None else results.studies.loc[uids.tolist()]
+    return {
+        name: _predicted(slices, studies, [prefix + label for label in LABELS], lengths)
+        for name, prefix in results.predictors.items()
+    }
+
+
+def _described(
+    results: Results, slices: pd.DataFrame, uids: NDArray[np.object_], lengths: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Return what is known of studies besides predictions and labels: names, places, geometry."""
+    studies = results.studies
+    known = studies is not None and {"slices", *GEOMETRY_COLUMNS} <= set(studies.columns)
+    return {
+        "uids": tuple(map(str, uids)),
+        "sop_uids": tuple(slices["sop_uid"]),
+        "positions_mm": _places(slices, lengths),
+        "lengths": lengths,
+        "geometry": studies.loc[uids.tolist()] if studies is not None and known else None,
+    }
+
+
+def _constant_studies(truth: Truth) -> dict[str, Predicted]:
+    """Return what the prevalence of studies alone says, each patient's by the others (in folds)."""
+    n_folds = min(BASELINE_FOLDS, len(np.unique(truth.study_patients)))
+    if n_folds == 1:
+        return {}
+    folds = assign_folds(truth.study_patients, truth.studies, n_folds=n_folds, seed=0)
+    said = np.empty(truth.studies.shape)
+    for fold in range(n_folds):
+        said[folds == fold] = constant(truth.studies[folds != fold], int((folds == fold).sum()))
+    return {"constant": Predicted(slices=np.empty((0, len(LABELS))), studies=said)}
 
 
 def _in_order(slices: pd.DataFrame) -> pd.DataFrame:
@@ -207,11 +304,18 @@ def _baselines(slices: pd.DataFrame, truth: Truth, lengths: NDArray[np.int64]) -
 
 
 def _relative(slices: pd.DataFrame, lengths: NDArray[np.int64]) -> Floats:
-    """Return how far from feet to head each slice lies; rows stand for positions that are unknown."""
-    known = "position_mm" in slices.columns
-    places = slices["position_mm"].to_numpy(np.float64) if known else np.arange(float(len(slices)))
-    parts = np.split(places, np.cumsum(lengths)[:-1])
-    return np.concatenate([relative_positions(p if np.isfinite(p).all() else np.arange(float(len(p)))) for p in parts])
+    """Return how far from feet to head each slice lies."""
+    parts = np.split(_places(slices, lengths), np.cumsum(lengths)[:-1])
+    return np.concatenate([relative_positions(p) for p in parts])
+
+
+def _places(slices: pd.DataFrame, lengths: NDArray[np.int64]) -> Floats:
+    """Return where slices lie, mm; their rank in a study stands for positions that are unknown."""
+    ranks = [np.arange(float(n)) for n in lengths]
+    if "position_mm" not in slices.columns:
+        return np.concatenate(ranks)
+    parts = np.split(slices["position_mm"].to_numpy(np.float64), np.cumsum(lengths)[:-1])
+    return np.concatenate([p if np.isfinite(p).all() else r for p, r in zip(parts, ranks, strict=True)])
 
 
 def _flow(

@@ -96,6 +96,37 @@ def _borders(scores: Floats, positive: NDArray[np.bool_]) -> Floats:
     return np.unique(np.concatenate([*parts, distinct[-1:]]))
 
 
+ABOVE_ALL = 2.0
+"""A threshold that no probability reaches; JSON knows no infinity."""
+
+MOST_POINTS = 200
+"""So many points of a curve are kept to draw it; a page is no wider."""
+
+
+def roc_curve(scores: Floats, targets: NDArray[np.uint8]) -> dict[str, list[float]] | None:
+    """Return a ROC curve as JSON values, thresholds ascending, with sensitivity and specificity; None without a class.
+
+    What scores at least the threshold is called positive. Of more than MOST_POINTS points those are kept that lie
+    evenly along the curve, first and last among them.
+    """
+    counted = tally(scores, targets)
+    sensitivity, specificity = (rates[0] for rates in counted.reached())
+    if np.isnan(sensitivity).any() or np.isnan(specificity).any():
+        return None
+    kept = _spread_out(sensitivity, specificity)
+    threshold = np.append(np.unique(scores), ABOVE_ALL)
+    points = {"threshold": threshold, "sensitivity": sensitivity, "specificity": specificity}
+    return {name: np.round(values[kept], 6).tolist() for name, values in points.items()}
+
+
+def _spread_out(sensitivity: Floats, specificity: Floats) -> NDArray[np.intp]:
+    """Return which of the points of a curve to keep."""
+    if len(sensitivity) <= MOST_POINTS:
+        return np.arange(len(sensitivity))
+    along = np.concatenate([[0], np.cumsum(np.abs(np.diff(sensitivity)) + np.abs(np.diff(specificity)))])
+    return np.unique(np.searchsorted(along, np.linspace(0, along[-1], MOST_POINTS)))
+
+
 def roc_areas(counted: Tally) -> Floats:
     """Return the area under the ROC curve, ties counting half, (R,); NaN where a class is absent."""
     sensitivity, specificity = counted.reached()

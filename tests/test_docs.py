@@ -69,7 +69,7 @@ def test_the_commands_and_the_calls_of_the_readme_run(tmp_path: Path, monkeypatc
         drawn.labels.rename(tmp_path / f"{name}.csv")
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("ich-seq ")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         result = CliRunner().invoke(cli, [*shlex.split(command)[1:], "--quiet"])
         assert result.exit_code == 0, (command, result.output)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from ich_seq import thresholds
 from ich_seq.metrics import Resamples
 from ich_seq.thresholds import (
+    ABOVE_ALL,
     GROUPS,
+    MOST_POINTS,
     OperatingPoint,
     at_sensitivity,
     at_specificity,
@@ -107,3 +112,63 @@ def test_predictive_values_follow_bayes():
     assert npv[0] == pytest.approx(810 / 830)
     assert np.isnan(ppv[1])  # nobody is called positive
     assert npv[1] == pytest.approx(0.9)
+
+
+def area(curve: dict[str, list[float]]) -> float:
+    """Under the points of a curve, by trapezoids."""
+    return float(np.trapezoid(curve["sensitivity"][::-1], 1 - np.array(curve["specificity"][::-1])))
+
+
+def assert_on_scikit_learns(curve: dict[str, list[float]], scores: np.ndarray, y: np.ndarray) -> None:
+    """Every point is what scikit-learn has at that threshold, the ends are there, and it only ever rises."""
+    alarms, hits, at = roc_curve(y, scores, drop_intermediate=False)
+    expected = {round(t, 6): (h, 1 - a) for t, h, a in zip(at[1:], hits[1:], alarms[1:], strict=True)}
+    expected[ABOVE_ALL] = 0.0, 1.0
+    found = zip(curve["threshold"], curve["sensitivity"], curve["specificity"], strict=True)
+    for threshold, sensitivity, specificity in found:
+        assert (sensitivity, specificity) == pytest.approx(expected[threshold], abs=1e-6)
+    assert curve["threshold"][0] == round(scores.min(), 6)
+    assert curve["threshold"][-1] == ABOVE_ALL
+    assert (np.diff(curve["threshold"]) > 0).all()
+
+
+@given(case=scored())
+@settings(deadline=None, max_examples=100)
+def test_a_curve_of_few_rows_is_whole(case):
+    """All of scikit-learn's points and no other, as JSON; the trapezoids below them are the area, ties and all."""
+    scores, y = case
+    curve = thresholds.roc_curve(scores, y)
+    assert_on_scikit_learns(curve, scores, y)
+    assert len(curve["threshold"]) == len(np.unique(scores)) + 1
+    assert area(curve) == pytest.approx(roc_auc_score(y, scores), abs=1e-5)
+    assert json.loads(json.dumps(curve)) == curve
+
+
+@pytest.mark.parametrize("prevalence", [0.004, 0.15, 0.9])
+def test_a_curve_of_many_rows_is_thinned_evenly(prevalence):
+    """Of 60,000 rows points of scikit-learn's curve, no more than MOST_POINTS, none far from the next, and its area."""
+    rng = np.random.default_rng(1)
+    y = (rng.random(60_000) < prevalence).astype(np.uint8)
+    scores = (1 / (1 + np.exp(-rng.normal(size=60_000) - 2 * y))).round(6)
+    curve = thresholds.roc_curve(scores, y)
+    assert_on_scikit_learns(curve, scores, y)
+    assert MOST_POINTS / 2 < len(curve["threshold"]) <= MOST_POINTS
+    steps = np.abs(np.diff(curve["sensitivity"])) + np.abs(np.diff(curve["specificity"]))
+    assert steps.max() < 3 * 2 / MOST_POINTS + 1 / y.sum()
+    assert area(curve) == pytest.approx(roc_auc_score(y, scores), abs=1e-3)
+
+
+def test_a_curve_of_few_points_and_many_rows_is_whole():
+    """31 points are fewer than MOST_POINTS: none is left out, though some lie close together."""
+    rng = np.random.default_rng(0)
+    scores = rng.choice(30, 5_000, p=np.arange(1, 31) ** 3 / (np.arange(1, 31) ** 3).sum()) / 30
+    y = (rng.random(5_000) < 0.3).astype(np.uint8)
+    curve = thresholds.roc_curve(scores, y)
+    assert len(curve["threshold"]) == len(np.unique(scores)) + 1
+    assert area(curve) == pytest.approx(roc_auc_score(y, scores), abs=1e-5)
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_a_curve_needs_both_classes(positive):
+    """Without a positive, or without a negative, there is none to draw."""
+    assert thresholds.roc_curve(np.array([0.1, 0.5, 0.5]), np.full(3, positive, np.uint8)) is None

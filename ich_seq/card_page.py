@@ -1,0 +1,31 @@
+"""A bundle's card as a page to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import UndefinedError
+
+from ich_seq import ArtefactError
+from ich_seq.labels import LABELS
+from ich_seq.pages import render
+
+CARD_PAGE = "card.html"
+
+
+def card_page(card: Mapping[str, Any]) -> bytes:
+    """Return the page of a bundle's card (see `bundle.read_card`): use, figures, data, networks, settings, hashes.
+
+    Raises ArtefactError if the card lacks any of it.
+    """
+    if card.get("labels") != list(LABELS):
+        raise ArtefactError(f"The card's labels are {card.get('labels')}, this version has {list(LABELS)}.")
+    try:
+        training = card["training"]
+        settings = json.dumps(training["settings"], indent=2, sort_keys=True)
+        lengths = [int(n) for n, count in training["lengths"].items() for _ in range(count)]
+        return render("card.html", card=card, training=training, settings=settings, slices=sorted(lengths))
+    except (UndefinedError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ArtefactError(f"The bundle's card does not say all that a card says ({error}); train again.") from error

@@ -211,6 +211,9 @@ def _familiar(root: Path, described: dict[str, Any], encoders: Sequence[dict[str
     usual = {name: tensors.pop(name).numpy() for name in ("mean", "scale")}
     if tensors or any(x.shape != shape or x.dtype != np.float32 for x in usual.values()):
         raise ValueError("what is familiar is not described for these encoders")
+    known = [row for row in np.stack([usual["mean"], usual["scale"]], axis=1) if not np.isnan(row).all()]
+    if not known or not np.isfinite(known).all():
+        raise ValueError("what is familiar is made of numbers")
     if type(limit) is not float or not 0 < limit < np.inf or (usual["scale"] <= 0).any():
         raise ValueError("a limit and scales of what is familiar lie above 0")
     return Familiar(**usual, limit=limit)

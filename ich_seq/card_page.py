@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import UndefinedError
@@ -25,7 +27,14 @@ def card_page(card: Mapping[str, Any]) -> bytes:
     try:
         training = card["training"]
         settings = json.dumps(training["settings"], indent=2, sort_keys=True)
-        lengths = [int(n) for n, count in training["lengths"].items() for _ in range(count)]
-        return render("card.html", card=card, training=training, settings=settings, slices=sorted(lengths))
+        lengths = sorted((int(n), int(count)) for n, count in training["lengths"].items())
+        slices = {"least": lengths[0][0], "middle": _middle(lengths), "most": lengths[-1][0]}
+        return render("card.html", card=card, training=training, settings=settings, slices=slices)
     except (UndefinedError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ArtefactError(f"The bundle's card does not say all that a card says ({error}); train again.") from error
+
+
+def _middle(counted: Sequence[tuple[int, int]]) -> int:
+    """Return the middle one of values that ascend, each with how often it is there."""
+    so_far = list(accumulate(count for _, count in counted))
+    return counted[bisect_right(so_far, so_far[-1] // 2)][0]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.bundle import CARD, read_card
@@ -210,7 +211,8 @@ def _of_bundle(bundle: Path, predictions: Path, labels: Path) -> dict[str, Any]:
 def _read_run(path: Path) -> dict[str, Any]:
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return run | {"counts": asdict(Counts(**run["counts"])) if "counts" in run else {}}
+        known = asdict(TypeAdapter(Counts).validate_python(run["counts"])) if "counts" in run else {}
+        return run | {"counts": known}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{path} cannot be read; predict again.") from error
 

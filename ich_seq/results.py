@@ -209,7 +209,7 @@ def _rows_of(results: Results, labels: StudyLabels, uids: NDArray[np.object_]) -
     if results.studies is not None and "patient_id" in results.studies.columns:
         named = results.studies.loc[uids.tolist(), "patient_id"]
         by_patient = labels.table.index.get_indexer(pd.Index(named))
-        by_patient[named.duplicated(keep=False).to_numpy()] = -1
+        by_patient[named.duplicated(keep=False).to_numpy() | np.isin(by_patient, rows)] = -1
         rows = np.where(rows < 0, by_patient, rows)
     return rows
 

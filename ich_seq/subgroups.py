@@ -17,7 +17,7 @@ MOST_SCANNERS = 8
 """So many scanners are a group each, those of most studies; all others are one."""
 
 MOST_MATRICES = 4
-OTHERS, NOT_NAMED = "others", "not named"
+OTHERS, NOT_NAMED = "(others)", "(not named)"
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
 
 Groups = Mapping[str, Any]
@@ -46,15 +46,17 @@ def groups_of(studies: pd.DataFrame) -> dict[str, Groups]:
 
 
 def _matrices(studies: pd.DataFrame) -> pd.Series[str]:
-    return studies["rows"].map("{:.0f}".format) + " x " + studies["columns"].map("{:.0f}".format)
+    sizes = studies["rows"].map("{:.0f}".format) + " x " + studies["columns"].map("{:.0f}".format)
+    return sizes.where(studies[["rows", "columns"]].notna().all(axis=1), NOT_NAMED)
 
 
 def _commonest(names: pd.Series[str], most: int) -> dict[str, NDArray[np.bool_]]:
     """Return marks for each of the commonest names, and for all others together if there are any."""
     counts = sorted(names.value_counts().items(), key=lambda item: (-item[1], str(item[0])))
-    known = [str(name) for name, _ in counts[:most]]
+    known = [str(name) for name, _ in counts if name != OTHERS][:most]
     marks = {name: (names == name).to_numpy() for name in known}
-    return marks if len(counts) <= most else marks | {OTHERS: ~names.isin(known).to_numpy()}
+    others = ~names.isin(known).to_numpy()
+    return marks | ({OTHERS: others} if others.any() else {})
 
 
 def judge_subgroups(said: NDArray[np.float64], studies: pd.DataFrame, sample: Sample) -> dict[str, Any]:

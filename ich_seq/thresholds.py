@@ -115,8 +115,10 @@ def roc_curve(scores: Floats, targets: NDArray[np.uint8]) -> dict[str, list[floa
         return None
     kept = _spread_out(sensitivity, specificity)
     threshold = np.append(np.unique(scores), ABOVE_ALL)
-    points = {"threshold": threshold, "sensitivity": sensitivity, "specificity": specificity}
-    return {name: np.round(values[kept], 6).tolist() for name, values in points.items()}
+    rates = {"sensitivity": sensitivity, "specificity": specificity}
+    return {"threshold": threshold[kept].tolist()} | {
+        name: np.round(values[kept], 6).tolist() for name, values in rates.items()
+    }
 
 
 def _spread_out(sensitivity: Floats, specificity: Floats) -> NDArray[np.intp]:

@@ -575,7 +575,7 @@ def test_matrix_and_scanner_are_subgroups_where_they_are_known(given, judged, tm
     assert {name: g["studies"] for name, g in groups["scanner"].items()} == {
         "Maker One": 14,
         "Maker Two": 13,
-        "not named": 13,
+        "(not named)": 13,
     }
     rows = rows_of((root / "out" / "evaluation.html").read_text())
     for kind in ("matrix", "scanner"):

@@ -120,7 +120,6 @@ def test_numbers_of_a_table_read_back_make_the_same_matrices():
     assert all("." not in name for name in groups_of(studies)["matrix"])
 
 
-@pytest.mark.xfail(reason="the group of the others takes the name, and the studies, of such a scanner", strict=True)
 def test_a_scanner_may_be_called_what_the_others_are():
     """No study falls between the groups, whatever a header says."""
     names = [f"maker {i}" for i in range(MOST_SCANNERS + 1)] + [OTHERS] * 3
@@ -128,7 +127,6 @@ def test_a_scanner_may_be_called_what_the_others_are():
     assert np.sum([np.asarray(m, int) for m in marks.values()], axis=0).tolist() == [1] * len(names)
 
 
-@pytest.mark.xfail(reason="a matrix that is not known is called nan x nan", strict=True)
 def test_a_matrix_that_is_not_known_is_not_named():
     """As a scanner: an emptied cell is no number of rows."""
     assert NOT_NAMED in groups_of(table(studies=3).assign(rows=[512, np.nan, 512], columns=512))["matrix"]

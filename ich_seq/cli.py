@@ -340,6 +340,8 @@ def evaluate(
             resamples=resamples,
             progress=progress,
         )
+    if dicom is not None and summary.evaluation["failures"] and not summary.pictured:
+        click.echo(f"No picture: {dicom} holds none of the slices that the page names.", err=True)
     made_by = summary.evaluation.get("bundle", {})
     if made_by.get("trained_on_these_labels") and made_by["made_the_predictions"] is not False:
         click.echo(

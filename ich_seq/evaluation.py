@@ -39,10 +39,11 @@ SINGULAR = {"slices": "slice", "studies": "study"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationSummary:
-    """What a run of evaluate did: where it lies, and all of evaluation.json."""
+    """What a run of evaluate did: where it lies, all of evaluation.json, and how many slices the page shows."""
 
     out: Path
     evaluation: dict[str, Any]
+    pictured: int
 
 
 def evaluate(
@@ -88,13 +89,14 @@ def evaluate(
             | made_by
         )
         pictures = {} if dicom is None else find_pictures(Path(dicom), [f.sop_uid for f in failures], progress)
-        items = fill_checklist(evaluation, card)
+        made = made_by.get("bundle", {}).get("made_the_predictions")
+        items = fill_checklist(evaluation, card if made else None)  # no other model is to be described
         write_bytes(out / FIGURES, _flat(evaluation).to_csv(index=False, lineterminator="\n").encode())
         write_bytes(out / PAGE, evaluation_page(evaluation, failures, pictures, items))
         if rendered is not None:
             write_bytes(out / CARD_PAGE, rendered)
         write_json(out / EVALUATION, evaluation)
-    return EvaluationSummary(out=out, evaluation=evaluation)
+    return EvaluationSummary(out=out, evaluation=evaluation, pictured=len(pictures))
 
 
 def _main(held: Held) -> str:
@@ -232,8 +234,17 @@ def summarised(evaluation: Mapping[str, Any]) -> str:
     slices = f", {flow['slices_judged']} slices" if "slices" in evaluation["levels"] else ""
     return (
         f"{table(first_figures(evaluation))}\n\n{flow['studies_judged']} of {flow['studies_predicted']} studies "
-        f"judged{slices}; intervals over {basis['number']} {basis['clusters']}"
+        f"judged{slices}; intervals over {basis['number']} {basis['clusters']}{_unmatched(flow)}"
     )
+
+
+def _unmatched(flow: Mapping[str, int]) -> str:
+    """Say what labels found no study, or more than one."""
+    told = {
+        "labelled studies were not predicted": flow.get("studies_labelled_not_predicted", 0),
+        "predicted studies share a labelled Patient ID and were left out": flow.get("studies_of_shared_patient_ids", 0),
+    }
+    return "".join(f"; {number} {what}" for what, number in told.items() if number)
 
 
 def first_figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:

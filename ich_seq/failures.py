@@ -14,7 +14,7 @@ from ich_seq.labels import LABELS
 from ich_seq.results import Held
 
 MOST_SHOWN = 3
-MISSED, FALSE_ALARM = "missed", "false alarm"
+MISSED, FALSE_ALARM = "least likely positive", "likeliest negative"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

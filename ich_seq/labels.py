@@ -63,7 +63,14 @@ def read_labels(path: Path) -> SliceLabels:
     raise UsageError(
         f"{path} is not a label file: expected the columns ID and Label (RSNA long form) "
         f"or {', '.join(SUBTYPES)} beside one of {', '.join(ID_COLUMNS)}; found {', '.join(raw.columns[:8])}"
+        f"{told_by_semicolons(list(raw.columns))}"
     )
+
+
+def told_by_semicolons(columns: Sequence[str]) -> str:
+    """Return what to do about a file whose columns are not separated by commas, nothing if they are."""
+    apart = len(columns) == 1 and any(mark in columns[0] for mark in ";\t")
+    return ". Its columns are not separated by commas: save it as a CSV with commas" if apart else ""
 
 
 def read_table(path: Path, what: str, dtype: type[str] | dict[str, type[str]]) -> pd.DataFrame:

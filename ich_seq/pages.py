@@ -19,6 +19,7 @@ from ich_seq.labels import LABELS
 
 TEMPLATES = Path(__file__).with_name("templates")
 DECIMALS = 3
+NO_BREAK = "\u00a0"
 NOTHING = "–"  # noqa: RUF001 - a dash where there is no number
 
 COLOURS = ("#0072b2", "#b87700", "#00916a", "#b5609b", "#d55e00", "#7f7f7f")
@@ -67,4 +68,4 @@ def estimate(figure: Mapping[str, float] | None, decimals: int = DECIMALS) -> st
     if figure is None:
         return NOTHING
     value, low, high = (number(figure[name], decimals) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low},{NO_BREAK}{high}]"

@@ -90,6 +90,8 @@ def read_results(path: Path) -> Results:
 
 def slices_table(path: Path) -> Path:
     """Return the table of slices that is meant by a folder of predict, or by the table itself."""
+    if path.is_dir() and not (path / SLICES).is_file():
+        raise UsageError(f"{path} holds no {SLICES}; give the folder that predict wrote, or a table of slices.")
     return path / SLICES if path.is_dir() else path
 
 
@@ -173,7 +175,7 @@ def _hold_slices(results: Results, labels: SliceLabels) -> Held:
 def _hold_studies(results: Results, labels: StudyLabels) -> Held:
     slices = _in_order(results.slices)
     uids, lengths = _runs(slices["study_uid"].to_numpy())
-    rows = _rows_of(results, labels, uids)
+    rows, shared = _rows_of(results, labels, uids)
     if not (rows >= 0).any():
         raise UsageError(
             f"None of the {len(uids)} predicted studies has a label. A label file names studies by Study Instance UID "
@@ -193,8 +195,9 @@ def _hold_studies(results: Results, labels: StudyLabels) -> Held:
         truth=truth,
         flow={
             "studies_labelled": len(labels.table),
-            "studies_labelled_not_predicted": len(labels.table) - len(uids),
+            "studies_labelled_not_predicted": len(labels.table) - len(uids) - len(set(shared)),
             "studies_predicted": n_predicted,
+            "studies_of_shared_patient_ids": len(shared),
             "studies_left_out": n_predicted - len(uids),
             "studies_judged": len(uids),
         },
@@ -203,15 +206,22 @@ def _hold_studies(results: Results, labels: StudyLabels) -> Held:
     )
 
 
-def _rows_of(results: Results, labels: StudyLabels, uids: NDArray[np.object_]) -> NDArray[np.int64]:
-    """Return for each study the row of its label, -1 where there is none or a patient's other study may be meant."""
+def _rows_of(results: Results, labels: StudyLabels, uids: NDArray[np.object_]) -> tuple[NDArray[np.int64], list[int]]:
+    """Return for each study the row of its label, -1 where there is none or a patient's other study may be meant.
+
+    Returned too are the rows that may mean several studies, once for each.
+    """
+    shared: list[int] = []
     rows = labels.table.index.get_indexer(pd.Index(uids)).astype(np.int64)
     if results.studies is not None and "patient_id" in results.studies.columns:
         named = results.studies.loc[uids.tolist(), "patient_id"]
         by_patient = labels.table.index.get_indexer(pd.Index(named))
-        by_patient[named.duplicated(keep=False).to_numpy() | np.isin(by_patient, rows)] = -1
+        by_patient[np.isin(by_patient, rows) | (rows >= 0)] = -1
+        several = named.duplicated(keep=False).to_numpy() & (by_patient >= 0)
+        shared = by_patient[several].tolist()
+        by_patient[several] = -1
         rows = np.where(rows < 0, by_patient, rows)
-    return rows
+    return rows, shared
 
 
 def _patients(results: Results, uids: NDArray[np.object_]) -> tuple[NDArray[np.str_], bool]:

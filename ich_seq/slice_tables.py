@@ -24,7 +24,16 @@ from ich_seq.dicom import (
     UNIT_TOLERANCE,
     SliceHeader,
 )
-from ich_seq.labels import ID_COLUMNS, LABELS, SUBTYPES, SliceLabels, read_columns, read_table, wide_labels
+from ich_seq.labels import (
+    ID_COLUMNS,
+    LABELS,
+    SUBTYPES,
+    SliceLabels,
+    read_columns,
+    read_table,
+    told_by_semicolons,
+    wide_labels,
+)
 from ich_seq.reasons import Reason, Unused
 
 STUDY, SERIES, PATIENT = "StudyInstanceUID", "SeriesInstanceUID", "PatientID"
@@ -82,7 +91,10 @@ def table_kind(path: Path) -> str:
         return "labels"
     if STUDY in columns and labelled:
         return "studies"
-    raise UsageError(f"{path} is no table that can be explored: expected {TABLE_FORMS}. Found {', '.join(columns[:8])}")
+    raise UsageError(
+        f"{path} is no table that can be explored: expected {TABLE_FORMS}. Found {', '.join(columns[:8])}"
+        f"{told_by_semicolons(list(columns))}"
+    )
 
 
 def read_slice_table(path: Path) -> SliceTable:

@@ -107,14 +107,14 @@ def estimate(figure: dict[str, float] | None) -> str:
     """A figure and its interval as people read them."""
     if figure is None:
         return "–"  # noqa: RUF001
-    return "{} [{}, {}]".format(*(f"{round(figure[k], 3) + 0.0:.3f}" for k in ("value", "low", "high")))
+    return "{} [{},\xa0{}]".format(*(f"{round(figure[k], 3) + 0.0:.3f}" for k in ("value", "low", "high")))
 
 
 @pytest.mark.parametrize(("number", "level"), [(0, "slice"), (1, "study")])
 def test_every_figure_stands_in_its_cell(card, page, number, level):
     """Each predictor's loss and AUC of each label, with intervals, any haemorrhage first; a dash for none."""
     head, *rows = page.tables[number]
-    assert head == ["predictor", "log loss", *(f"AUC, {label}" for label in reversed(LABELS))]
+    assert head == ["predictor", "weighted log loss", *(f"AUC, {label}" for label in reversed(LABELS))]
     assert [row[0] for row in rows] == list(card["figures"])
     assert {"rnn", "blend", "cnn", "constant", "position"} <= set(card["figures"])
     for row, of in zip(rows, card["figures"].values(), strict=True):

@@ -21,6 +21,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from ich_seq import ArtefactError, UsageError, evaluate, evaluation_page
 from ich_seq.bundle import SCHEMA
 from ich_seq.cli import cli
+from ich_seq.failures import FALSE_ALARM, MISSED
 from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
 from ich_seq.phantom import draw_study, write_study
@@ -226,8 +227,13 @@ def test_a_bundle_tells_whether_it_learnt_from_these_labels(given, bundle, tmp_p
     assert "the figures are too good" in page
     assert "is not known to have made" in page
     assert sha256_file(root / "bundle.json") in page
-    assert "23 of 44 items are answered" in page
+    assert "10 of 44 items are answered" in page, "a model that may not have made the predictions is not described"
     assert sha256_file(labels) in (out / "card.html").read_text()
+    made = tmp_path / "made"
+    shutil.copytree(given, made)
+    (made / "run.json").write_text(json.dumps({"card_sha256": sha256_file(root / "bundle.json")}))
+    evaluate(made, labels, out, resamples=20, bundle=root)
+    assert "23 of 44 items are answered" in (out / "evaluation.html").read_text()
     root = bundle(training=training(labels_sha256="another's"))
     summary = evaluate(given, labels, out, resamples=20, bundle=root)
     assert summary.evaluation["bundle"]["trained_on_these_labels"] is False
@@ -301,7 +307,7 @@ def rows_of(page: str) -> list[list[str]]:
     found = []
     for row in re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL):
         cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.DOTALL)
-        found.append([html.unescape(re.sub(r"<[^>]*>", "", cell)) for cell in cells])
+        found.append([html.unescape(re.sub(r"<[^>]*>", "", cell)).replace("\xa0", " ") for cell in cells])
     return found
 
 
@@ -438,18 +444,18 @@ def test_failures_are_the_studies_furthest_on_the_wrong_side(judged, given):
         p, y = said[label].to_dict(), true[f"{label}_true"].to_dict()
         missed = {a for a in p for b in p if y[a] > y[b] and p[a] <= p[b]}
         alarms = {a for a in p for b in p if y[a] < y[b] and p[a] >= p[b]}
-        expected += [(label, "missed", a) for a in sorted(missed, key=p.get)[:3]]
-        expected += [(label, "false alarm", a) for a in sorted(alarms, key=p.get, reverse=True)[:3]]
+        expected += [(label, MISSED, a) for a in sorted(missed, key=p.get)[:3]]
+        expected += [(label, FALSE_ALARM, a) for a in sorted(alarms, key=p.get, reverse=True)[:3]]
     failures = judged.evaluation["failures"]
     assert [(f["label"], f["kind"], f["study_uid"]) for f in failures] == expected
-    assert {kind for _, kind, _ in expected} == {"missed", "false alarm"}
+    assert {kind for _, kind, _ in expected} == {MISSED, FALSE_ALARM}
     by_sop = both.set_index("sop_uid")
     page = html.unescape((judged.out / "evaluation.html").read_text())
     for f in failures:
         assert f["probability"] == pytest.approx(said.loc[f["study_uid"], f["label"]], abs=1e-6)
         row = by_sop.loc[f["sop_uid"]]
         assert row["study_uid"] == f["study_uid"]
-        if f["kind"] == "missed":
+        if f["kind"] == MISSED:
             assert row[f"{f['label']}_true"] == 1
         else:
             assert row[f["label"]] == by_sop.loc[by_sop["study_uid"] == f["study_uid"], f["label"]].max()
@@ -504,6 +510,7 @@ def test_reads_of_cq500_judge_studies_alone(read_by_three):
         "studies_labelled": STUDIES,
         "studies_labelled_not_predicted": 2,
         "studies_predicted": STUDIES,
+        "studies_of_shared_patient_ids": 0,
         "studies_left_out": 2,
         "studies_judged": STUDIES - 2,
     }
@@ -668,7 +675,7 @@ def test_dicom_gives_pictures_of_the_very_slices(imaged, browser, tmp_path):
     root, phantoms = imaged
     failures = evaluate(root, root / "labels.csv", tmp_path, resamples=20, dicom=root / "dicom").evaluation["failures"]
     assert Counter((f["label"], f["kind"]) for f in failures) == {
-        (label, kind): number for label in ("subdural", "any") for kind, number in (("missed", 2), ("false alarm", 1))
+        (label, kind): number for label in ("subdural", "any") for kind, number in ((MISSED, 2), (FALSE_ALARM, 1))
     }
     page = (tmp_path / "evaluation.html").read_text()
     pictures = images_of(page)
@@ -697,7 +704,7 @@ def test_without_dicom_there_are_no_pictures(imaged, tmp_path):
     assert result.exit_code == 0, result.output
     page = (tmp_path / "evaluation.html").read_text()
     assert "<img" not in page
-    assert page.count("<figcaption>missed") == 4
+    assert page.count(f"<figcaption>{MISSED}") == 4
 
 
 @pytest.mark.usefixtures("no_charts")

@@ -71,12 +71,16 @@ class StudyPages:
 
     def clear(self) -> None:
         """Take away the pages of an older run; what else is in their folder is not ours. Raises OutputError."""
-        pages = [path for path in (self.out / PAGES).glob("*.html*") if OURS.fullmatch(path.name)]
-        for path in (self.out / REPORT, *pages):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise OutputError(f"Cannot remove {path}: {error.strerror}. Choose another --out.") from error
+        folder = self.out / PAGES
+        try:
+            (self.out / REPORT).unlink(missing_ok=True)
+            for path in folder.glob("*.html*"):
+                if OURS.fullmatch(path.name):
+                    path.unlink()
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        except OSError as error:
+            raise OutputError(f"Cannot remove {error.filename}: {error.strerror}. Choose another --out.") from error
 
     def write_study(self, study: Study, said: StudyPrediction) -> None:
         """Write the page of one study."""

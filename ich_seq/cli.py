@@ -29,6 +29,7 @@ from ich_seq.commands import (
     read_fold,
     read_shares,
     settings,
+    telling,
     workers_option,
 )
 
@@ -48,8 +49,7 @@ def cli() -> None:
 @click.option("--labels", type=click.Path(path_type=Path), help="Slice labels, a CSV file. [default: the table's own]")
 @out_option
 @workers_option
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@telling
 def explore(source: Path, labels: Path | None, out: Path, workers: int | None, as_json: bool, quiet: bool) -> None:
     """See what data holds before anything is trained: one page with charts and pictures, and all its numbers.
 
@@ -301,8 +301,7 @@ def predict(
 @click.option(
     "--resamples", default=2000, show_default=True, type=click.IntRange(min=100), help="Bootstrap samples of patients."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@telling
 def evaluate(
     predictions: Path,
     labels: Path,

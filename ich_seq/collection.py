@@ -95,7 +95,7 @@ def collect(
 def _of_slices(kind: str, source: Path, findings: Findings, labels: SliceLabels | None) -> Collection:
     unused, counts = account(findings, ())
     found = Collection(kind=kind, studies=findings.studies, unused=tuple(unused), counts=counts, labels=labels)
-    if labels is not None and findings.studies and not _known(found, labels).any():
+    if labels is not None and findings.studies and not (_rows(found, labels) >= 0).any():
         raise UsageError(f"No label belongs to a slice of {source}: are these the labels of these studies?")
     return found
 
@@ -120,10 +120,6 @@ def _rows(found: Collection, labels: SliceLabels) -> NDArray[np.int64]:
     """Return where in the labels' table each slice stands, (M,), -1 where it has none."""
     sop_uids = pd.Index([h.sop_uid for study in found.studies for h in study.slices])
     return np.asarray(labels.table.index.get_indexer(sop_uids), np.int64)
-
-
-def _known(found: Collection, labels: SliceLabels) -> NDArray[np.bool_]:
-    return np.asarray(_rows(found, labels) >= 0)
 
 
 def labelling(found: Collection) -> Labelling | None:

@@ -62,15 +62,20 @@ class Commands(click.Group):
             raise
 
 
-def common(command: Command) -> Command:
-    """Add the options that every command has."""
+def telling(command: Command) -> Command:
+    """Add the options that every command has: what is printed."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option("--quiet", is_flag=True, help="Show no progress."),
-        click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Processor."),
     ):
         command = option(command)
     return command
+
+
+def common(command: Command) -> Command:
+    """Add the options of every command that computes with networks."""
+    device = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Processor.")
+    return device(telling(command))
 
 
 def settings(command: Command) -> Command:

@@ -263,14 +263,13 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str, status: 
         pixel_offset=-1,
         file_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
-        scanner=_scanner(dataset),
+        scanner=scanner_name(text(dataset, "Manufacturer"), text(dataset, "ManufacturerModelName")),
     )
 
 
-def _scanner(dataset: Dataset) -> str:
+def scanner_name(maker: str, model: str) -> str:
     """Return maker and model as one line of printable text, cut where no honest one is longer."""
-    named = f"{text(dataset, 'Manufacturer')} {text(dataset, 'ManufacturerModelName')}"
-    return "".join(c if c.isprintable() else " " for c in named).strip()[:MAX_SCANNER_LETTERS]
+    return "".join(c if c.isprintable() else " " for c in f"{maker} {model}").strip()[:MAX_SCANNER_LETTERS]
 
 
 def _dimensions(dataset: Dataset) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ich_seq.checklist import answers_of_card, fill_checklist
 from ich_seq.evaluation_page import evaluation_page
 from ich_seq.failures import find_failures
 from ich_seq.figures import Predicted, table
-from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
+from ich_seq.files import locked_folder, remove, sha256_file, write_bytes, write_json
 from ich_seq.labels import LABELS
 from ich_seq.metrics import Resamples
 from ich_seq.progress import Progress, silent
@@ -75,17 +75,17 @@ def evaluate(
     held = hold(read_results(predictions), read_any_labels(labels))
     card = None if bundle is None else _whole_card(Path(bundle))
     rendered = None if card is None else card_page(card)
-    made_by = {} if bundle is None else {"bundle": _of_bundle(Path(bundle), predictions, labels)}
+    inputs, run = _inputs(predictions, labels), _run_of(predictions)
+    made_by = {} if bundle is None or card is None else {"bundle": _of_bundle(Path(bundle), card, run, inputs)}
     with locked_folder(out):
-        for name in (EVALUATION, PAGE, FIGURES, CARD_PAGE):  # what an older run left is no result of this one
-            (out / name).unlink(missing_ok=True)
+        remove(out / name for name in (EVALUATION, PAGE, FIGURES, CARD_PAGE))  # an older run's are none of this one
         samples = _samples(held, prevalence or {}, resamples, seed)
         failures = find_failures(held, held.predicted[_main(held)])
         evaluation = (
             _describe(held, samples)
             | _figures(held, _measure(held, samples, progress), samples)
             | {"failures": [failure.json() for failure in failures]}
-            | _inputs(predictions, labels)
+            | {"inputs": inputs, "files": run.get("counts", {})}
             | made_by
         )
         pictures = {} if dicom is None else find_pictures(Path(dicom), [f.sop_uid for f in failures], progress)
@@ -197,20 +197,23 @@ def _whole_card(bundle: Path) -> dict[str, Any]:
     return card
 
 
-def _of_bundle(bundle: Path, predictions: Path, labels: Path) -> dict[str, Any]:
+def _of_bundle(
+    bundle: Path, card: Mapping[str, Any], run: Mapping[str, Any], inputs: Mapping[str, str]
+) -> dict[str, Any]:
     """Return whether a bundle made the predictions (None: they do not tell) and learnt from this label file."""
-    card, sha256 = read_card(bundle), sha256_file(bundle / CARD)
-    record = predictions.with_name(RUN)
-    told = predictions.name == SLICES and record.is_file()
-    made = _read_run(record).get("card_sha256") if told else None
+    sha256, made = sha256_file(bundle / CARD), run.get("card_sha256")
     return {
         "card_sha256": sha256,
         "made_the_predictions": None if made is None else made == sha256,
-        "trained_on_these_labels": card.get("training", {}).get("labels_sha256") == sha256_file(labels),
+        "trained_on_these_labels": card.get("training", {}).get("labels_sha256") == inputs["labels_sha256"],
     }
 
 
-def _read_run(path: Path) -> dict[str, Any]:
+def _run_of(predictions: Path) -> dict[str, Any]:
+    """Return the record that predict left beside its table, its counts whole, or nothing if this is no such table."""
+    path = predictions.with_name(RUN)
+    if predictions.name != SLICES or not path.is_file():
+        return {}
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = asdict(TypeAdapter(Counts).validate_python(run["counts"])) if "counts" in run else {}
@@ -219,13 +222,8 @@ def _read_run(path: Path) -> dict[str, Any]:
         raise ArtefactError(f"{path} cannot be read; predict again.") from error
 
 
-def _inputs(predictions: Path, labels: Path) -> dict[str, Any]:
-    record = predictions.with_name(RUN)
-    files = _read_run(record)["counts"] if predictions.name == SLICES and record.is_file() else {}
-    return {
-        "inputs": {"predictions_sha256": sha256_file(predictions), "labels_sha256": sha256_file(labels)},
-        "files": files,
-    }
+def _inputs(predictions: Path, labels: Path) -> dict[str, str]:
+    return {"predictions_sha256": sha256_file(predictions), "labels_sha256": sha256_file(labels)}
 
 
 def summarised(evaluation: Mapping[str, Any]) -> str:

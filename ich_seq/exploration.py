@@ -13,7 +13,7 @@ from ich_seq import NothingUsableError, __version__
 from ich_seq.collection import Collection, collect
 from ich_seq.devices import choose_workers
 from ich_seq.exploration_page import page
-from ich_seq.files import locked_folder, write_bytes, write_json
+from ich_seq.files import locked_folder, remove, write_bytes, write_json
 from ich_seq.gallery import Gallery, hang
 from ich_seq.inventory import flat, studies_table, take_inventory
 from ich_seq.labels import LABELS
@@ -47,7 +47,7 @@ def explore(
 ) -> ExplorationSummary:
     """Explore a folder of DICOM files, a table of slices or studies, or a label file; write what is found into `out`.
 
-    exploration.html shows it, exploration.json and figures.csv hold all numbers, studies.csv a row a study and
+    exploration.html shows it, exploration.json and figures.csv hold its numbers, studies.csv a row a study and
     rejected.csv what was not used, and why. Of DICOM files the headers are read, and the pixels of those slices only
     that are shown. Raises UsageError for a source or labels that cannot be meant, NothingUsableError if nothing in it
     can be used (rejected.csv then says why), OutputError if `out` cannot be written.
@@ -55,8 +55,9 @@ def explore(
     source, out, labels = Path(source), Path(out), None if labels is None else Path(labels)
     found = collect(source, labels, skip=out, workers=choose_workers(workers), progress=progress)
     with locked_folder(out):
-        for name in (EXPLORATION, PAGE, STUDIES, FIGURES, REJECTED):  # what an older run left is no result of this one
-            (out / name).unlink(missing_ok=True)
+        remove(
+            out / name for name in (EXPLORATION, PAGE, STUDIES, FIGURES, REJECTED)
+        )  # an older run's are none of ours
         gallery = hang(found, progress)
         if gallery is not None:
             found = found.without(gallery.refused)

@@ -124,29 +124,19 @@ class Part:
 
 def page(exploration: Mapping[str, Any], gallery: Gallery | None) -> bytes:
     """Return the page of an exploration, the JSON's values, and of what the gallery holds."""
-    told = _plain(exploration)
-    noun, what = KINDS[told["source"]["kind"]]
+    noun, what = KINDS[exploration["source"]["kind"]]
     parts = [
-        _part(told, "counts", "What is there", lambda s: _counts(s, noun)),
-        _part(told, "prevalence", "Label prevalence", _prevalence),
-        _part(told, "co_occurrence", "Labels that occur together", _co_occurrence),
-        _part(told, "slices", "Slices of a study", _slices),
-        _part(told, "runs", "Runs along z", _runs),
-        _part(told, "profile", "Where in the head", _profile),
-        _part(told, "geometry", "Geometry", _geometry),
-        _part(told, "formats", "How slices are stored", _formats),
-        *_pictures(told["absent"], gallery),
+        _part(exploration, "counts", "What is there", lambda s: _counts(s, noun)),
+        _part(exploration, "prevalence", "Label prevalence", _prevalence),
+        _part(exploration, "co_occurrence", "Labels that occur together", _co_occurrence),
+        _part(exploration, "slices", "Slices of a study", _slices),
+        _part(exploration, "runs", "Runs along z", _runs),
+        _part(exploration, "profile", "Where in the head", _profile),
+        _part(exploration, "geometry", "Geometry", _geometry),
+        _part(exploration, "formats", "How slices are stored", _formats),
+        *_pictures(exploration["absent"], gallery),
     ]
     return render(TEMPLATE, lead=f"{what}.", parts=parts)
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON values with texts that can be encoded: names of files and headers may be no text at all."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    return value
 
 
 def _part(told: Mapping[str, Any], key: str, title: str, fill: Callable[[Any], dict[str, Any]]) -> Part:
@@ -351,7 +341,7 @@ def _pictures(absent: Mapping[str, str], gallery: Gallery | None) -> list[Part]:
             key="windows",
             title=windows,
             text=f"A window shows some Hounsfield units and cuts off the rest. The slice is of study "
-            f"{_plain(gallery.study_uid)}.",
+            f"{gallery.study_uid}.",
             figures=[seen],
         ),
         Part(
@@ -371,7 +361,7 @@ def _window_figure(name: str, uri: str) -> Figure:
 
 def _montage_figures(montage: Montage, none: Montage | None) -> tuple[Figure, Figure]:
     title = {NONE: "no haemorrhage", MIDDLE: "middle slices"}.get(montage.name, montage.name)
-    studies = ", ".join(map(_plain, montage.study_uids))
+    studies = ", ".join(montage.study_uids)
     shown = f"{len(montage.study_uids)} slices, {montage.window} window: {title}"
     curves = {title: montage.shares} | ({"no haemorrhage": none.shares} if none is not None else {})
     caption = "Share of all pixels, in bins of 2 HU. Bands: " + ", ".join(

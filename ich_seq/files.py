@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,15 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot create the folder {path}: {error.strerror}. Choose another --out.") from error
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files that may be there. Raises OutputError naming the one that cannot be removed."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"Cannot remove {path}: {error.strerror}. Choose another --out.") from error
 
 
 @contextmanager

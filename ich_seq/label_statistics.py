@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ich_seq.baselines import relative_positions
+
 Targets = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 
@@ -78,10 +80,9 @@ def runs(positive: NDArray[np.bool_], stretch: NDArray[np.int64]) -> Runs:
 
 def places(positions_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return where the N slices of a study lie from its first, 0, to its last, 1; NaN if all lie at one position."""
-    extent_mm = positions_mm[-1] - positions_mm[0]
-    if extent_mm <= 0:
+    if positions_mm[-1] <= positions_mm[0]:
         return np.full(len(positions_mm), np.nan)
-    return np.asarray((positions_mm - positions_mm[0]) / extent_mm)
+    return relative_positions(positions_mm)
 
 
 def profile(place: NDArray[np.float64], targets: Targets, bins: int) -> tuple[Counts, Counts]:

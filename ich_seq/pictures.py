@@ -31,6 +31,11 @@ def shown(hu: NDArray[np.float32], window_hu: tuple[float, float]) -> NDArray[np
     return np.asarray(np.rint(((hu - level) / width + 0.5).clip(0, 1) * 255), np.uint8)
 
 
+def read_in_windows(hu: NDArray[np.float32]) -> dict[str, NDArray[np.uint8]]:
+    """Return a slice (H, W) of HU as grey, (H, W), by the names of READ_IN."""
+    return {name: shown(hu, WINDOWS_HU[name]) for name in READ_IN}
+
+
 def sigmoid_shown(hu: NDArray[np.float32], window_hu: tuple[float, float]) -> NDArray[np.uint8]:
     """Return a slice (H, W) of HU as grey, (H, W), by a sigmoid in place of a ramp: nothing is cut off.
 

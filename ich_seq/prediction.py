@@ -11,7 +11,7 @@ from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.extraction import Networks, embed_studies
-from ich_seq.files import locked_folder, sha256_file, write_bytes, write_json
+from ich_seq.files import locked_folder, remove, sha256_file, write_bytes, write_json
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
 from ich_seq.report import (
@@ -59,8 +59,7 @@ def predict(
 
     The bundle's own encoders are used, so no setting can disagree with its training; `engine` says what
     runs them, if not what did then. Patients are numbered; their Patient ID is written only where `patient_ids` asks
-    for it. Raises
-    NothingUsableError if no slice is usable (rejected.csv then says why), ArtefactError for a damaged
+    for it. Raises NothingUsableError if no slice is usable (rejected.csv then says why), ArtefactError for a damaged
     bundle, OutputError if `out` cannot be written.
     """
     root, bundle, out = Path(root), Path(bundle), Path(out)
@@ -71,8 +70,7 @@ def predict(
     with locked_folder(out):
         pages = StudyPages(out, loaded)
         pages.clear()
-        for name in (RUN, *TABLES, REJECTED):  # what an older run left is no result of this one
-            (out / name).unlink(missing_ok=True)
+        remove(out / name for name in (RUN, *TABLES, REJECTED))  # what an older run left is no result of this one
         findings = find_studies(root, skip=out, workers=workers, progress=progress)
         refused: list[Unused] = []
         draw = pages.write_study if report else None

@@ -191,7 +191,7 @@ def _hold_studies(results: Results, labels: StudyLabels) -> Held:
     )
     return Held(
         levels=LEVELS[1:],
-        predicted=_all_predicted(results, kept, uids, lengths) | _constant_studies(truth),
+        predicted=_all_predicted(results, kept, uids, lengths) | _study_baselines(truth),
         truth=truth,
         flow={
             "studies_labelled": len(labels.table),
@@ -258,18 +258,6 @@ def _described(
     }
 
 
-def _constant_studies(truth: Truth) -> dict[str, Predicted]:
-    """Return what the prevalence of studies alone says, each patient's by the others (in folds)."""
-    n_folds = min(BASELINE_FOLDS, len(np.unique(truth.study_patients)))
-    if n_folds == 1:
-        return {}
-    folds = assign_folds(truth.study_patients, truth.studies, n_folds=n_folds, seed=0)
-    said = np.empty(truth.studies.shape)
-    for fold in range(n_folds):
-        said[folds == fold] = constant(truth.studies[folds != fold], int((folds == fold).sum()))
-    return {"constant": Predicted(slices=np.empty((0, len(LABELS))), studies=said)}
-
-
 def _in_order(slices: pd.DataFrame) -> pd.DataFrame:
     """Return slices study by study, as the studies come, feet to head where positions are known."""
     order = pd.factorize(slices["study_uid"])[0]
@@ -294,23 +282,42 @@ def _predicted(
 
 def _baselines(slices: pd.DataFrame, truth: Truth, lengths: NDArray[np.int64]) -> dict[str, Predicted]:
     """Return what the prevalence and the position alone say, each patient's by the others (in folds)."""
-    n_folds = min(BASELINE_FOLDS, len(np.unique(truth.study_patients)))
-    if n_folds == 1:  # nobody is left to learn from
+    folds = _deal(truth)
+    if folds is None:
         return {}
-    folds = assign_folds(truth.study_patients, truth.studies, n_folds=n_folds, seed=0)
     of_slice = np.repeat(folds, lengths)
     where = _relative(slices, lengths)
     said = {name: np.empty(truth.slices.shape) for name in BASELINES}
-    studies = np.empty(truth.studies.shape)
-    for fold in range(n_folds):
+    for fold in np.unique(folds):
         new, old = of_slice == fold, of_slice != fold
         said["constant"][new] = constant(truth.slices[old], int(new.sum()))
         said["position"][new] = by_position(where[old], truth.slices[old], where[new])
-        studies[folds == fold] = constant(truth.studies[folds != fold], int((folds == fold).sum()))
     return {
-        "constant": Predicted(slices=said["constant"], studies=studies),
+        "constant": Predicted(slices=said["constant"], studies=_constant_studies(truth, folds)),
         "position": Predicted.of_slices(said["position"], lengths.tolist()),
     }
+
+
+def _study_baselines(truth: Truth) -> dict[str, Predicted]:
+    """Return what the prevalence of studies alone says, where there are no labels of slices."""
+    folds = _deal(truth)
+    if folds is None:
+        return {}
+    return {"constant": Predicted(slices=np.empty((0, len(LABELS))), studies=_constant_studies(truth, folds))}
+
+
+def _deal(truth: Truth) -> NDArray[np.int64] | None:
+    """Return the fold of each study, by patient, None for a single patient: nobody is left to learn from."""
+    n_folds = min(BASELINE_FOLDS, len(np.unique(truth.study_patients)))
+    return None if n_folds == 1 else assign_folds(truth.study_patients, truth.studies, n_folds=n_folds, seed=0)
+
+
+def _constant_studies(truth: Truth, folds: NDArray[np.int64]) -> Floats:
+    """Return the prevalence of each study's other folds, (B, K)."""
+    said = np.empty(truth.studies.shape)
+    for fold in np.unique(folds):
+        said[folds == fold] = constant(truth.studies[folds != fold], int((folds == fold).sum()))
+    return said
 
 
 def _relative(slices: pd.DataFrame, lengths: NDArray[np.int64]) -> Floats:

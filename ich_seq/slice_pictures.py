@@ -10,7 +10,7 @@ from ich_seq.config import Slices
 from ich_seq.devices import choose_workers
 from ich_seq.dicom import SliceHeader
 from ich_seq.hounsfield import read_hounsfield
-from ich_seq.pictures import PICTURE_SIDE, READ_IN, WINDOWS_HU, jpeg_uri, shown
+from ich_seq.pictures import PICTURE_SIDE, jpeg_uri, read_in_windows
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Refused
 from ich_seq.studies import find_studies
@@ -36,4 +36,4 @@ def _views(header: SliceHeader) -> dict[str, str]:
     except Refused:
         return {}
     resampled = windows.resample(hu, header.spacing_mm, field_mm=FIELD_MM, size=PICTURE_SIDE)
-    return {name: jpeg_uri(shown(resampled, WINDOWS_HU[name])) for name in READ_IN}
+    return {name: jpeg_uri(picture) for name, picture in read_in_windows(resampled).items()}

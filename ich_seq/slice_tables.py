@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from ich_seq.dicom import (
     MIN_SPACING_MM,
     UNIT_TOLERANCE,
     SliceHeader,
+    scanner_name,
 )
 from ich_seq.labels import (
     ID_COLUMNS,
@@ -76,6 +78,14 @@ class StudyTable:
     n_rows: int
 
 
+class Where(NamedTuple):
+    """Where M slices lie: corners (M, 3) mm, direction cosines (M, 6), pixel spacing (M, 2) mm; NaN where not told."""
+
+    corner: Floats
+    cosines: Floats
+    spacing: Floats
+
+
 def is_table(path: Path) -> bool:
     """Return whether a file calls itself a CSV, compressed or not."""
     return path.is_file() and ".csv" in (suffix.lower() for suffix in path.suffixes)
@@ -105,10 +115,12 @@ def read_slice_table(path: Path) -> SliceTable:
     """
     table = _read(path, "slices")
     table = _in_order(table.assign(_id=table[_id_column(table.columns)].str.removesuffix(".dcm")), "_id")
-    unused = _unusable(table)
-    good = table[[u is None for u in unused]]
+    where = Where(_vectors(table, POSITION, 3), _vectors(table, ORIENTATION, 6), _vectors(table, SPACING, 2))
+    unused = _unusable(table, where)
+    sound = np.array([u is None for u in unused])
+    good = table[sound]
     return SliceTable(
-        headers=tuple(_headers(good)),
+        headers=tuple(_headers(good, Where(*(values[sound] for values in where)))),
         unused=tuple(u for u in unused if u is not None),
         n_rows=len(table),
         labels=_labels_of(good, path) if set(SUBTYPES) <= set(table.columns) else None,
@@ -213,9 +225,9 @@ def _scalars(table: pd.DataFrame, keyword: str) -> Floats:
     return _numbers(table[keyword]) if keyword in table.columns else np.full(len(table), np.nan)
 
 
-def _unusable(table: pd.DataFrame) -> list[Unused | None]:
+def _unusable(table: pd.DataFrame, where: Where) -> list[Unused | None]:
     """Return for each row why it is no slice, or None: the first rule it breaks, as `dicom.read_header` has them."""
-    rules = _rules(table)
+    rules = _rules(table, where)
     broken = np.column_stack([mask for mask, _, _ in rules])
     first = np.where(broken.any(axis=1), broken.argmax(axis=1), -1)
     return [
@@ -224,14 +236,13 @@ def _unusable(table: pd.DataFrame) -> list[Unused | None]:
     ]
 
 
-def _rules(table: pd.DataFrame) -> list[tuple[Mask, Reason, str]]:
-    corner, cosines = _vectors(table, POSITION, 3), _vectors(table, ORIENTATION, 6)
+def _rules(table: pd.DataFrame, where: Where) -> list[tuple[Mask, Reason, str]]:
+    corner, cosines, spacing = where
     row, column = cosines[:, :3], cosines[:, 3:]
     with np.errstate(invalid="ignore", over="ignore"):  # infinite cosines are refused below
         products = np.column_stack([(row**2).sum(1) - 1, (column**2).sum(1) - 1, (row * column).sum(1)])
         along_body = row[:, 0] * column[:, 1] - row[:, 1] * column[:, 0]
     far = ~(np.abs(corner).max(axis=1) <= MAX_POSITION_MM)
-    spacing = _vectors(table, SPACING, 2)
     said = table[_columns_of(SPACING, 2, table.columns)] != ""
     wide = (
         (spacing < MIN_SPACING_MM)
@@ -251,7 +262,7 @@ def _rules(table: pd.DataFrame) -> list[tuple[Mask, Reason, str]]:
     ]  # fmt: skip
 
 
-def _headers(table: pd.DataFrame) -> list[SliceHeader]:
+def _headers(table: pd.DataFrame, where: Where) -> list[SliceHeader]:
     """Return the headers of rows that break no rule."""
     text = {name: _texts(table, name) for name in (SERIES, PATIENT, "Manufacturer", "ManufacturerModelName")}
     whole = {
@@ -259,8 +270,8 @@ def _headers(table: pd.DataFrame) -> list[SliceHeader]:
         for name in ("Rows", "Columns", "BitsStored", "PixelRepresentation", "AcquisitionNumber", "InstanceNumber")
     }
     slope, intercept = _rescale(table)
-    corner, cosines = _vectors(table, POSITION, 3).tolist(), _vectors(table, ORIENTATION, 6).tolist()
-    spacing = np.nan_to_num(_vectors(table, SPACING, 2), nan=UNKNOWN).tolist()
+    corner, cosines = where.corner.tolist(), where.cosines.tolist()
+    spacing = np.nan_to_num(where.spacing, nan=UNKNOWN).tolist()
     known = np.isin(_scalars(table, "PixelRepresentation"), (0, 1))  # else a sign would be guessed
     bits = [b if k else UNKNOWN for b, k in zip(whole["BitsStored"], known, strict=True)]
     return [
@@ -271,7 +282,7 @@ def _headers(table: pd.DataFrame) -> list[SliceHeader]:
             rows=whole["Rows"][i], columns=whole["Columns"][i], spacing_mm=tuple(spacing[i]), bits_stored=bits[i],
             signed=whole["PixelRepresentation"][i] == 1, padding=None, slope=slope[i], intercept=intercept[i],
             pixel_offset=-1, file_bytes=0, modified_ns=0,
-            scanner=f"{text['Manufacturer'][i]} {text['ManufacturerModelName'][i]}".strip(),
+            scanner=scanner_name(text["Manufacturer"][i], text["ManufacturerModelName"][i]),
         )
         for i, (id_, study) in enumerate(zip(table["_id"], table[STUDY], strict=True))
     ]  # fmt: skip

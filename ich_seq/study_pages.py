@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_seq import OutputError, windows
+from ich_seq import windows
 from ich_seq.activation import activation_maps
 from ich_seq.bundle import Bundle
 from ich_seq.dicom import SliceHeader
 from ich_seq.encoder import SliceEncoder
-from ich_seq.files import make_folder, short_hash, write_bytes
+from ich_seq.files import PARTIAL, make_folder, remove, short_hash, write_bytes
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.labels import LABELS
 from ich_seq.novelty import STRANGE
 from ich_seq.pages import render
-from ich_seq.pictures import PICTURE_SIDE, READ_IN, WINDOWS_HU, jpeg_uri, overlaid, shown
+from ich_seq.pictures import PICTURE_SIDE, READ_IN, jpeg_uri, overlaid, read_in_windows
 from ich_seq.reasons import Refused
 from ich_seq.report import StudyPrediction, by_likelihood
 from ich_seq.studies import Counts, Study
 
 REPORT, PAGES = "report.html", "report"
-OURS = re.compile(r"([0-9a-f]{16}|worklist-[0-9]+)\.html(\.ich-seq-partial)?")
+OURS = re.compile(rf"([0-9a-f]{{16}}|worklist-[0-9]+)\.html({re.escape(PARTIAL)})?")
 """What is written into the folder of pages, and what a kill leaves of it."""
 
 ANY = LABELS.index("any")
@@ -43,8 +44,6 @@ AROUND_HU = -300
 ROWS_A_PAGE = 250
 TILT_DEG, THICK_MM, SHORT_MM, FEW_SLICES = 10.0, 7.5, 100.0, 10
 """Beyond these a gantry is much tilted (most are a little), steps are thick, a head not covered, a study short."""
-
-Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,15 +71,9 @@ class StudyPages:
     def clear(self) -> None:
         """Take away the pages of an older run; what else is in their folder is not ours. Raises OutputError."""
         folder = self.out / PAGES
-        try:
-            (self.out / REPORT).unlink(missing_ok=True)
-            for path in folder.glob("*.html*"):
-                if OURS.fullmatch(path.name):
-                    path.unlink()
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        except OSError as error:
-            raise OutputError(f"Cannot remove {error.filename}: {error.strerror}. Choose another --out.") from error
+        remove([self.out / REPORT, *(path for path in folder.glob("*.html*") if OURS.fullmatch(path.name))])
+        with suppress(OSError):  # it is not there, or holds something of somebody's
+            folder.rmdir()
 
     def write_study(self, study: Study, said: StudyPrediction) -> None:
         """Write the page of one study."""
@@ -106,6 +99,7 @@ class StudyPages:
         """Write the worklist, likeliest first, at most ROWS_A_PAGE studies a page; report.html is its first page."""
         ranked = by_likelihood(predictions)
         starts = range(0, len(ranked), ROWS_A_PAGE)
+        named = any(said.patient_id is not None for said in ranked)
         for page, start in enumerate(starts):
             rows = [
                 {"number": number, "said": said, "flags": flags(said), "link": _from(page, study_page(said.study_uid))}
@@ -120,8 +114,7 @@ class StudyPages:
             ]  # fmt: skip
             html = render(
                 "worklist.html", rows=rows, pages=pages, studies=len(ranked), counts=counts, card=self.bundle.card,
-                card_sha256=self.bundle.card_sha256,
-                named=any(said.patient_id is not None for said in ranked),
+                card_sha256=self.bundle.card_sha256, named=named,
             )  # fmt: skip
             write_bytes(self.out / _worklist_page(page), html)
 
@@ -196,9 +189,11 @@ def _pictures(study: Study, said: StudyPrediction, chosen: Sequence[int], encode
     """Return pictures of the chosen slices; none if a file cannot be read any more."""
     by_sop = {h.sop_uid: h for h in study.slices}
     headers = [by_sop[sop] for sop in said.sop_uids]
+    beside = [_beside(encoder, index, len(headers)) for index in chosen]
     try:
-        seen = [_seen_by(encoder, headers, index) for index in chosen]
-        large = [_resampled(headers[index], encoder, PICTURE_SIDE) for index in chosen]
+        hu = {i: read_hounsfield(headers[i]) for i in sorted({*chosen, *(i for each in beside for i in each)})}
+        seen = [[_resampled(hu[i], headers[i], encoder, encoder.spec.size) for i in each] for each in beside]
+        large = [_resampled(hu[i], headers[i], encoder, PICTURE_SIDE) for i in chosen]
         maps = activation_maps(encoder, torch.from_numpy(np.stack(seen)).to(encoder.mean.device))
     except (Refused, RuntimeError, MemoryError):  # of a GPU that is full, too: a picture is not worth a prediction
         return []
@@ -211,9 +206,9 @@ def _pictures(study: Study, said: StudyPrediction, chosen: Sequence[int], encode
             left="R" if headers[index].orientation[0] > 0 else "L",
             position_mm=float(said.positions_mm[index]),
             probability=float(p),
-            views=_views(hu, shade),
+            views=_views(picture, shade),
         )
-        for index, hu, p, shade in zip(chosen, large, likely, shades, strict=True)
+        for index, picture, p, shade in zip(chosen, large, likely, shades, strict=True)
     ]
 
 
@@ -229,18 +224,17 @@ def shades_of(maps: NDArray[np.float32], probabilities: NDArray[np.float64]) -> 
     return np.asarray(shares * probabilities[:, None, None], np.float32)
 
 
-def _seen_by(encoder: SliceEncoder, headers: Sequence[SliceHeader], index: int) -> NDArray[np.float32]:
-    """Return a slice with its neighbours as the encoder is shown them, (J, S, S) HU."""
-    beside = [min(max(index + offset, 0), len(headers) - 1) for offset in encoder.spec.neighbours]
-    return np.stack([_resampled(headers[i], encoder, encoder.spec.size) for i in beside])
+def _beside(encoder: SliceEncoder, index: int, count: int) -> list[int]:
+    """Return the J slices that an encoder is shown with one of N, as `windows.with_neighbours` has them."""
+    return [min(max(index + offset, 0), count - 1) for offset in encoder.spec.neighbours]
 
 
-def _resampled(header: SliceHeader, encoder: SliceEncoder, side: int) -> NDArray[np.float32]:
-    return windows.resample(read_hounsfield(header), header.spacing_mm, field_mm=encoder.spec.field_mm, size=side)
+def _resampled(hu: NDArray[np.float32], header: SliceHeader, encoder: SliceEncoder, side: int) -> NDArray[np.float32]:
+    return windows.resample(hu, header.spacing_mm, field_mm=encoder.spec.field_mm, size=side)
 
 
 def _views(hu: NDArray[np.float32], shade: NDArray[np.float32] | None) -> dict[str, str]:
-    views: dict[str, Grey] = {name: shown(hu, WINDOWS_HU[name]) for name in READ_IN}
+    views = read_in_windows(hu)
     if shade is not None:
         views["what the CNN saw"] = overlaid(views["brain"], shade, hu > AROUND_HU)
     return {name: jpeg_uri(picture) for name, picture in views.items()}

@@ -23,7 +23,7 @@ LEVELS = {
     "schedule": 1,
     "distributed": 1,
     "curves": 1,
-    "label_statistics": 2,
+    "label_statistics": 3,
     "pages": 2,
     "pictures": 2,
     "charts": 3,

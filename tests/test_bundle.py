@@ -51,6 +51,19 @@ def usual(encoders) -> Familiar:
     return Familiar(rng.normal(size=shape).astype(np.float32), rng.uniform(0.5, 2, shape).astype(np.float32), 1.75)
 
 
+def save(root: Path, encoders, models, execution) -> None:
+    """Save a bundle of these, with nothing to tell of its training."""
+    save_bundle(
+        root,
+        encoders=encoders,
+        execution=execution,
+        models=models,
+        calibrations=CALIBRATIONS,
+        familiar=usual(encoders),
+        facts={},
+    )
+
+
 class Gadget:
     """An object whose unpickling creates a file: what a hostile checkpoint does, made harmless."""
 
@@ -281,15 +294,7 @@ def test_a_smaller_bundle_in_the_place_of_a_larger_one_is_alone_there(
     (root / "mine.safetensors").write_bytes(b"precious")
     if killed:
         (root / CARD).unlink()
-    save_bundle(
-        root,
-        encoders=headed_encoders[1:],
-        execution=execution,
-        models=models[:1],
-        calibrations=CALIBRATIONS,
-        familiar=usual(headed_encoders[1:]),
-        facts={},
-    )
+    save(root, headed_encoders[1:], models[:1], execution)
     assert {p.name for p in root.iterdir()} == {CARD, ENCODERS[0], MODELS[0], FAMILIAR, "mine.safetensors"}
     bundle = load_bundle(root, CPU)
     assert bundle.embedders[0].spec == headed_encoders[1].spec
@@ -503,15 +508,7 @@ def test_shares_may_be_all_or_nothing(root, level):
 
 def test_networks_that_do_not_fit_together_are_refused(headed_encoders, execution, tmp_path):
     """Sequence models for embeddings of another width than the encoders' are refused when loaded, not when run."""
-    save_bundle(
-        tmp_path,
-        encoders=headed_encoders,
-        execution=execution,
-        models=[randomised(headed_encoders[0].spec.dim + 1, 0)],
-        calibrations=CALIBRATIONS,
-        familiar=usual(headed_encoders),
-        facts={},
-    )
+    save(tmp_path, headed_encoders, [randomised(headed_encoders[0].spec.dim + 1, 0)], execution)
     with pytest.raises(ArtefactError):
         load_bundle(tmp_path, CPU)
 
@@ -523,15 +520,7 @@ def test_an_encoder_without_a_slice_classifier_is_refused(
     """Whichever encoder has no head there is no base for the GRU to correct: refused when loaded."""
     encoders = list(headed_encoders)
     encoders[bare] = tiny_encoder
-    save_bundle(
-        tmp_path,
-        encoders=encoders,
-        execution=execution,
-        models=models,
-        calibrations=CALIBRATIONS,
-        familiar=usual(encoders),
-        facts={},
-    )
+    save(tmp_path, encoders, models, execution)
     with pytest.raises(ArtefactError, match="without a slice classifier"):
         load_bundle(tmp_path, CPU)
 
@@ -542,15 +531,7 @@ def test_a_head_that_the_card_promises_and_the_file_lacks_is_refused(
     """A head is never made up: the right hash of a file without one does not help."""
     promised = SliceEncoder(tiny_encoder.network, replace(tiny_encoder.spec, head=True))
     encoders = [headed_encoders[0], promised]
-    save_bundle(
-        tmp_path,
-        encoders=encoders,
-        execution=execution,
-        models=models,
-        calibrations=CALIBRATIONS,
-        familiar=usual(encoders),
-        facts={},
-    )
+    save(tmp_path, encoders, models, execution)
     with pytest.raises(ArtefactError):
         load_bundle(tmp_path, CPU)
 
@@ -561,15 +542,7 @@ def test_an_encoder_that_is_not_the_recorded_one_is_refused(headed_encoders, mod
     encoder = copy.deepcopy(headed_encoders[1])
     for parameter in getattr(encoder, part).parameters():
         parameter.data += 1
-    save_bundle(
-        tmp_path,
-        encoders=[headed_encoders[0], encoder],
-        execution=execution,
-        models=models,
-        calibrations=CALIBRATIONS,
-        familiar=usual(headed_encoders),
-        facts={},
-    )
+    save(tmp_path, [headed_encoders[0], encoder], models, execution)
     with pytest.raises(ArtefactError, match="SHA-256"):
         load_bundle(tmp_path, CPU)
 

@@ -148,7 +148,7 @@ def test_two_processes_hold_the_same_after_they_met(tmp_path):
     assert done.returncode == 0, done.stderr
     heard = [{"rank": rank, "writes": rank == 0, "none": None} for rank in (0, 1)]
     assert {(tmp_path / rank).read_text() for rank in "01"} == {f"2 True {heard}"}
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.count("False") == 2  # two processes share the pipe, and a line may begin within another
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,280 @@
+"""Commands run thousands of times: a process that has imported everything forks one child for each.
+
+A start costs seconds of imports, a fork some milliseconds. The first process never computes, so that no child inherits
+threads. A child is the command line as a user has it, up to the interpreter's end; it may be given a `Fault`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+TOOLS = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is to go wrong at the `at`-th write, fsync or rename (from 1): "kill" (SIGKILL, a write half done) or an
+    errno's name, such as "ENOSPC", which all later ones meet too.
+    """
+
+    kind: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended: its exit code as a shell has it (128 + signal), what it printed, how long it took.
+
+    `events` are the writes, fsyncs and renames that it made, where they were counted.
+    """
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    events: int
+
+
+@dataclass(slots=True)
+class Running:
+    """A command that was begun."""
+
+    pid: int
+    folder: tempfile.TemporaryDirectory[str]
+    began: float = field(default_factory=time.monotonic)
+
+
+class Zygote:
+    """Starts commands; a context manager, since it is a process."""
+
+    def __init__(self) -> None:
+        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(TOOLS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | single | {"PYTHONPATH": path}
+        command = [sys.executable, "-m", "attacks.forked"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self._ended: dict[int, tuple[int, float]] = {}
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe(self._process.stdin).close()
+        self._process.wait(timeout=60)
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        fault: Fault | None = None,
+        count: bool = False,
+        environment: dict[str, str] | None = None,
+        limits: dict[str, int] | None = None,
+        cwd: Path | None = None,
+    ) -> Running:
+        """Begin a command. `count` counts its writes; `limits` are rlimits by name, such as {"RLIMIT_FSIZE": 4096}."""
+        folder = tempfile.TemporaryDirectory(prefix="attack-")
+        request = {
+            "arguments": list(arguments),
+            "fault": asdict(fault) if fault else None,
+            "count": count,
+            "environment": environment or {},
+            "limits": limits or {},
+            "cwd": str(cwd) if cwd else None,
+            "folder": folder.name,
+        }
+        pipe = self._pipe(self._process.stdin)
+        pipe.write(json.dumps(request) + "\n")
+        pipe.flush()
+        return Running(self._read("pid"), folder)
+
+    def wait(self, running: Running, timeout_s: float = 120) -> Done:
+        """Wait for a command's end; one that takes longer is killed and has -1 as its code."""
+        overdue = False
+        while running.pid not in self._ended:
+            if time.monotonic() - running.began > timeout_s and not overdue:
+                os.kill(running.pid, signal.SIGKILL)
+                overdue = True
+            self._ask_for_ends()
+            time.sleep(0.002)
+        code, ended = self._ended.pop(running.pid)
+        with running.folder as folder:
+            text = {name: (Path(folder) / name).read_text(errors="replace") for name in ("stdout", "stderr")}
+            events = Path(folder) / "events"
+            counted = int(events.read_text() or 0) if events.exists() else 0
+        return Done(-1 if overdue else code, text["stdout"], text["stderr"], ended - running.began, counted)
+
+    def run(self, arguments: Sequence[str], *, timeout_s: float = 120, **how: Any) -> Done:
+        """Run a command to its end."""
+        return self.wait(self.start(arguments, **how), timeout_s)
+
+    def _read(self, kind: str) -> int:
+        while True:
+            answer = json.loads(self._pipe(self._process.stdout).readline())
+            if "ended" in answer:
+                self._ended[answer["ended"]] = answer["code"], answer["at"]
+            if kind in answer:
+                return int(answer[kind])
+
+    def _ask_for_ends(self) -> None:
+        pipe = self._pipe(self._process.stdin)
+        pipe.write("\n")
+        pipe.flush()
+        self._read("asked")
+
+
+# ---- the process that forks
+
+
+def _serve() -> dict[str, Any] | None:
+    """Fork a child a request; return its request in a child, None at the end in the first process."""
+    children: set[int] = set()
+    for line in sys.stdin:
+        if line.strip():
+            request: dict[str, Any] = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                return request
+            children.add(pid)
+            _say(pid=pid)
+            continue
+        for pid in list(children):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                children.remove(pid)
+                code = os.waitstatus_to_exitcode(status)
+                _say(ended=pid, code=code if code >= 0 else 128 - code, at=time.monotonic())
+        _say(asked=1)
+    return None
+
+
+def _say(**answer: float) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Make this child the process that was asked for."""
+    import resource
+
+    folder = Path(request["folder"])
+    for number, name in ((0, os.devnull), (1, folder / "stdout"), (2, folder / "stderr")):
+        opened = os.open(name, os.O_RDWR | os.O_CREAT)
+        os.dup2(opened, number)
+        os.close(opened)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.environ.update(request["environment"])
+    if request["cwd"]:
+        os.chdir(request["cwd"])
+    for name, value in request["limits"].items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+    if request["fault"] or request["count"]:
+        _watch_writes(folder / "events", request["fault"])
+    sys.argv = ["ich-seq", *request["arguments"]]
+
+
+def _watch_writes(counter: Path, fault: dict[str, Any] | None) -> None:
+    """Count every write, fsync and rename of this process, and let one of them go wrong."""
+    import errno
+    import pathlib
+
+    seen = 0
+    tally = os.open(counter, os.O_RDWR | os.O_CREAT)
+
+    def event(half: Any = None) -> None:
+        nonlocal seen
+        seen += 1
+        os.pwrite(tally, str(seen).encode(), 0)
+        if fault is None or seen < fault["at"]:
+            return
+        if fault["kind"] == "kill":
+            if half is not None:
+                half()
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = getattr(errno, fault["kind"])
+        raise OSError(number, os.strerror(number))
+
+    class Watched:
+        """A file whose writes are events."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Watched:
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *problem: object) -> None:
+            self.file.__exit__(*problem)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: Any) -> Any:
+            event(lambda: (self.file.write(data[: len(data) // 2]), self.file.flush()))
+            return self.file.write(data)
+
+    plain_open, plain_fsync, plain_replace = pathlib.Path.open, os.fsync, os.replace
+
+    def watched_open(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        file = plain_open(self, mode, *arguments, **named)
+        return Watched(file) if set(mode) & set("wax+") else file
+
+    def watched_fsync(number: int) -> None:
+        event()
+        plain_fsync(number)
+
+    def watched_replace(*arguments: Any, **named: Any) -> None:
+        event()
+        plain_replace(*arguments, **named)
+
+    pathlib.Path.open, os.fsync, os.replace = watched_open, watched_fsync, watched_replace  # type: ignore[assignment]
+
+
+def _import_all() -> None:
+    """Import what the commands import, and compute nothing."""
+    import gc
+    import importlib
+    import pkgutil
+
+    import ich_seq
+
+    for module in pkgutil.iter_modules(ich_seq.__path__):
+        importlib.import_module(f"ich_seq.{module.name}")
+    for name in (
+        "pandas.io.parquet",
+        "pyarrow.parquet",
+        "libjpeg",
+        "openjpeg",
+        "sklearn.linear_model",
+        "scipy.optimize",
+    ):
+        importlib.import_module(name)
+    gc.freeze()  # or each child would touch every object at its end, and so copy all memory
+
+
+if __name__ == "__main__":
+    _import_all()
+    asked = _serve()
+    if asked is not None:
+        from ich_seq.cli import main
+
+        _become(asked)
+        main()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import stat
+import re
 import threading
 import warnings
 from collections.abc import Sequence
@@ -39,14 +39,20 @@ from pydicom.uid import (
     JPEGLSLossless,
     JPEGLSNearLossless,
     LegacyConvertedEnhancedCTImageStorage,
-    MediaStorageDirectoryStorage,
     RLELossless,
 )
 
+from ich_seq.codestreams import check_frame, frame_start
+from ich_seq.dicom_files import check_status, inflated, open_file, read_syntax, seek_dataset, sparing
 from ich_seq.elements import TAG_NUMBERS, integer, numbers, required, required_whole, text, whole, words
 from ich_seq.reasons import Reason, Refused, Unused
 
-NATIVE: dict[str, str] = {ImplicitVRLittleEndian: "<", ExplicitVRLittleEndian: "<", ExplicitVRBigEndian: ">"}
+NATIVE: dict[str, str] = {
+    ImplicitVRLittleEndian: "<",
+    ExplicitVRLittleEndian: "<",
+    ExplicitVRBigEndian: ">",
+    DeflatedExplicitVRLittleEndian: "<",
+}
 """Uncompressed transfer syntaxes and the byte order of their pixels."""
 
 PLUGINS: dict[str, str] = {
@@ -74,6 +80,9 @@ CT_CLASSES = {CTImageStorage, ""}
 MULTI_FRAME_CLASSES = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 SECONDARY_CAPTURE_ROOT = "1.2.840.10008.5.1.4.1.1.7"
 LOCALIZER_WORDS = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"}
+UID_FORM = re.compile("[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+"""Wider than DICOM's digits and dots, since anonymisers write all kinds of names: RSNA's are ID_..."""
+
 MAX_SIDE = 4096
 MIN_SIDE = 16
 MAX_POSITION_MM = 1e5
@@ -91,16 +100,11 @@ UNIT_TOLERANCE = 1e-2
 three decimals only."""
 
 AXIAL_COSINE = math.cos(math.radians(45))
-PREAMBLE_BYTES = 128
-MARKER = b"DICM"
-META_GROUP = 0x0002
-FIRST_PIXEL_TAG = 0x7FE00008
-UNDEFINED_LENGTH = 0xFFFFFFFF
-DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".dic", ".ima", ".img"}
-
 MAX_SCANNER_LETTERS = 2 * 64
 """DICOM PS3.5 6.2: a Long String, as maker and model are, has 64 letters at most."""
 
+FIRST_PIXEL_TAG = 0x7FE00008
+UNDEFINED_LENGTH = 0xFFFFFFFF
 PYDICOM_STATE = threading.Lock()
 """pydicom's validation and Python's warning filters are the process's own; two threads must not swap them at once."""
 
@@ -111,8 +115,8 @@ class SliceHeader:
 
     `position_mm` is Image Position (Patient), `orientation` the six direction cosines (row, column),
     `spacing_mm` (between rows, between columns), `scanner` its maker and model, empty where unknown. `pixel_offset` is
-    where uncompressed pixels begin in the file and -1 for compressed ones. `file` is the path relative to the folder
-    that was searched; `file_bytes` and `modified_ns` tell later whether the file is still the same.
+    where the value of Pixel Data begins in the file, or in what a deflated one inflates to. `file` is the name that
+    reports give it; `file_bytes` and `modified_ns` tell later whether the file is still the same.
     """
 
     path: Path
@@ -160,57 +164,27 @@ def read_header(path: Path, file: str) -> SliceHeader | Unused:
 
 
 def _read_header(path: Path, file: str) -> SliceHeader:
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise Refused(Reason.UNREADABLE, "The folder cannot be listed; its files are not counted.")
-    if not stat.S_ISREG(status.st_mode):
-        raise Refused(Reason.NOT_REGULAR, "Not a regular file (pipe, socket or device).")
-    with path.open("rb") as stream:
-        _seek_dataset(stream, path)
-        syntax = _read_syntax(stream)
-        dataset = _parse(stream, syntax)
+    check_status(path.stat())  # before it is opened: that alone can wind a tape, or wait for a pipe's other end
+    with open_file(path) as stream:
+        status = os.fstat(stream.fileno())
+        check_status(status)
+        seek_dataset(stream, path)
+        syntax = read_syntax(stream)
+        deflated = syntax == DeflatedExplicitVRLittleEndian
+        content, end = inflated(stream) if deflated else (stream, status.st_size)
+        dataset = _parse(content, syntax)
         try:
             _check_kind(dataset)
-            return _locate_pixels(_slice_header(dataset, path, file, syntax, status), stream)
+            return _locate_pixels(_slice_header(dataset, path, file, syntax, status), content, end)
         except Refused as refusal:
-            refusal.study_uid = text(dataset, "StudyInstanceUID")
+            refusal.study_uid = _plain(text(dataset, "StudyInstanceUID"))
             raise
-
-
-def _seek_dataset(stream: BinaryIO, path: Path) -> None:
-    """Go to the first element, behind preamble and marker where a file has them."""
-    head = stream.read(PREAMBLE_BYTES + len(MARKER))
-    if head[PREAMBLE_BYTES:] == MARKER:
-        return
-    if head[:2] not in (b"\x02\x00", b"\x08\x00"):
-        named_so = path.suffix.lower() in DICOM_SUFFIXES or path.suffix[1:].isdigit()
-        if path.name.startswith(".") or not named_so:
-            raise Refused(Reason.OTHER_FILE, "Not a DICOM file, by its name and by its content.")
-        raise Refused(Reason.NOT_DICOM, "Not a DICOM file, though its name suggests one: no DICM marker.")
-    stream.seek(0)
-
-
-def _read_syntax(stream: BinaryIO) -> str:
-    """Read the file meta group, which alone is always explicit little endian; return the transfer syntax.
-
-    It is known before the rest is parsed, since parsing a deflated file inflates it whole.
-    """
-    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != META_GROUP)
-    if text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        raise Refused(Reason.DICOMDIR, "A DICOMDIR; the files it lists are read from the folder itself.")
-    syntax = text(meta, "TransferSyntaxUID")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        raise Refused(
-            Reason.TRANSFER_SYNTAX,
-            "Deflated files are not read, as a small one can inflate without limit; convert it (dcmconv +te).",
-        )
-    return syntax or ImplicitVRLittleEndian
 
 
 def _parse(stream: BinaryIO, syntax: str) -> Dataset:
     """Parse the header up to the pixel data, where the stream is left."""
     return read_dataset(
-        stream,
+        sparing(stream),
         syntax == ImplicitVRLittleEndian,
         syntax != ExplicitVRBigEndian,
         stop_when=lambda tag, vr, length: int.__ge__(tag, FIRST_PIXEL_TAG),  # pydicom's own comparison is slow
@@ -243,9 +217,9 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str, status: 
         path=path,
         file=file,
         patient_id=text(dataset, "PatientID"),
-        study_uid=required(dataset, "StudyInstanceUID"),
-        series_uid=required(dataset, "SeriesInstanceUID"),
-        sop_uid=required(dataset, "SOPInstanceUID"),
+        study_uid=_uid(dataset, "StudyInstanceUID"),
+        series_uid=_uid(dataset, "SeriesInstanceUID"),
+        sop_uid=_uid(dataset, "SOPInstanceUID"),
         transfer_syntax=_readable_syntax(syntax),
         image_type=words(dataset, "ImageType"),
         acquisition=whole(dataset, "AcquisitionNumber"),
@@ -265,6 +239,18 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str, status: 
         modified_ns=status.st_mtime_ns,
         scanner=scanner_name(text(dataset, "Manufacturer"), text(dataset, "ManufacturerModelName")),
     )
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    """Return an identifier that can stand in a table, a page or a command without harm."""
+    value = required(dataset, keyword)
+    if not _plain(value):
+        raise Refused(Reason.UID, f"{keyword} is no identifier: 1 to 128 of letters, digits and . _ -")
+    return value
+
+
+def _plain(uid: str) -> str:
+    return uid if UID_FORM.fullmatch(uid) else ""
 
 
 def scanner_name(maker: str, model: str) -> str:
@@ -366,25 +352,31 @@ def _readable_syntax(syntax: str) -> str:
     return syntax
 
 
-def _locate_pixels(header: SliceHeader, stream: BinaryIO) -> SliceHeader:
-    """Check that the pixel data is there; note where it begins if it is not compressed.
+def _locate_pixels(header: SliceHeader, stream: BinaryIO, end: int) -> SliceHeader:
+    """Check that the pixel data is there, and a compressed frame what the header says; note where it begins.
 
-    The stream stands at the Pixel Data element. An element shorter than the image, or a file that
+    The stream stands at the Pixel Data element and ends at `end`. An element shorter than the image, or a file that
     ends before its pixels do, is refused now and not when the study is half read.
     """
     order = ">" if header.transfer_syntax == ExplicitVRBigEndian else "<"
     head = stream.read(12)
     if head[:4] != np.array([0x7FE0, 0x0010], f"{order}u2").tobytes():
         raise Refused(Reason.PIXEL_DATA, "No pixel data in the file.")
-    if header.transfer_syntax not in NATIVE:
-        return header
     explicit = head[4:6] in (b"OW", b"OB")  # not by the syntax, which some files misstate; a length would be even
-    length = int(np.frombuffer(head[8:12] if explicit else head[4:8], f"{order}u4")[0])
+    length = int(np.frombuffer((head[8:12] if explicit else head[4:8]).ljust(4, b"\0"), f"{order}u4")[0])
+    offset = stream.tell() - (0 if explicit else 4)
+    if header.transfer_syntax in NATIVE:
+        _check_length(length, end - offset, header.rows * header.columns * 2)
+    else:
+        stream.seek(offset)
+        start = frame_start(stream, end, header.rows, header.columns)
+        check_frame(start, header.transfer_syntax, header.rows, header.columns)
+    return replace(header, pixel_offset=offset)
+
+
+def _check_length(length: int, left: int, expected: int) -> None:
     if length == UNDEFINED_LENGTH:
         raise Refused(Reason.PIXEL_DATA, "The pixels are compressed, but the transfer syntax says they are not.")
-    offset = stream.tell() - (0 if explicit else 4)
-    expected = header.rows * header.columns * 2
-    held = max(0, min(length, header.file_bytes - offset))
+    held = max(0, min(length, left))
     if held < expected:
         raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {held} of {expected} bytes; copy the file again.")
-    return replace(header, pixel_offset=offset)

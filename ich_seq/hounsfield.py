@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from ich_seq.codestreams import read_frame
 from ich_seq.config import AIR_HU
+from ich_seq.decoding import decode
 from ich_seq.dicom import MAX_BITS, MIN_BITS, NATIVE, PLUGINS, SliceHeader
+from ich_seq.dicom_files import inflated, open_file
 from ich_seq.reasons import Reason, Refused
 
 QUIRK_MIN_INTERCEPT = -100
@@ -24,41 +27,62 @@ def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
     """Read the pixels of one slice, (H, W) float32 HU, by this slice's own slope and intercept.
 
     Values below AIR_HU are raised to it. MONOCHROME1 is a matter of display and inverts nothing.
-    Raises Refused (PIXEL_DATA, DECODE, UNREADABLE), naming the study, if the pixels cannot be had whole.
+    Raises Refused (PIXEL_DATA, DECODE, CHANGED, UNREADABLE), naming the study, if the pixels cannot be had whole.
     """
     try:
-        stored = _read_native(header) if header.transfer_syntax in NATIVE else _decode(header)
+        return to_hounsfield(_read_stored(header), header)
     except Refused as refusal:
         refusal.study_uid = header.study_uid
         raise
-    return to_hounsfield(stored, header)
 
 
-def _read_native(header: SliceHeader) -> NDArray[np.integer[Any]]:
+def _read_stored(header: SliceHeader) -> NDArray[np.integer[Any]]:
+    try:
+        with open_file(header.path) as stream:
+            _check_unchanged(header, os.fstat(stream.fileno()))
+            return _read_native(header, stream) if header.transfer_syntax in NATIVE else _decode(header, stream)
+    except OSError as error:
+        raise Refused(Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.") from None
+
+
+def _check_unchanged(header: SliceHeader, status: os.stat_result) -> None:
+    if (status.st_size, status.st_mtime_ns) != (header.file_bytes, header.modified_ns):
+        raise Refused(Reason.CHANGED, "The file was changed after its header was read; run the same command again.")
+
+
+def _read_native(header: SliceHeader, stream: BinaryIO) -> NDArray[np.integer[Any]]:
     """Return the stored values, (H, W), straight from the bytes that `read_header` located."""
     expected = header.rows * header.columns
     kind = f"{NATIVE[header.transfer_syntax]}{'i' if header.signed else 'u'}2"
-    try:
-        flat = np.fromfile(header.path, kind, count=expected, offset=header.pixel_offset)
-    except OSError as error:
-        raise Refused(Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.") from None
-    if len(flat) < expected:
-        raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {2 * len(flat)} of {2 * expected} bytes.")
+    data = _value(header, stream, 2 * expected)
+    if len(data) < 2 * expected:
+        raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {len(data)} of {2 * expected} bytes.")
+    flat = np.frombuffer(data, kind)
     stored = flat.astype(flat.dtype.newbyteorder("="), copy=False).reshape(header.rows, header.columns)
     spare = MAX_BITS - header.bits_stored
     return (stored << spare) >> spare if spare else stored  # PS3.5 8.1.1: unused high bits mean nothing
 
 
-def _decode(header: SliceHeader) -> NDArray[np.integer[Any]]:
+def _value(header: SliceHeader, stream: BinaryIO, count: int) -> bytes:
+    """Return the first bytes of the Pixel Data element of an uncompressed file, which may be deflated as a whole."""
+    if header.transfer_syntax == DeflatedExplicitVRLittleEndian:
+        stream, _ = inflated(stream)
+    stream.seek(header.pixel_offset)
+    return stream.read(count)
+
+
+def _decode(header: SliceHeader, stream: BinaryIO) -> NDArray[np.integer[Any]]:
     """Return the stored values of a compressed slice, (H, W)."""
-    try:
-        dataset = dcmread(header.path, force=True)
-        decoder, plugin = get_decoder(header.transfer_syntax), PLUGINS[header.transfer_syntax]
-        stored, _ = decoder.as_array(dataset, raw=True, decoding_plugin=plugin)
-    except OSError as error:
-        raise Refused(Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # decoders raise whatever they like on damaged frames
-        raise Refused(Reason.DECODE, f"The pixels cannot be decoded ({type(error).__name__}).") from None
+    stream.seek(header.pixel_offset)
+    request = {
+        "syntax": header.transfer_syntax,
+        "plugin": PLUGINS[header.transfer_syntax],
+        "rows": header.rows,
+        "columns": header.columns,
+        "bits_stored": header.bits_stored,
+        "signed": header.signed,
+    }
+    stored = decode(read_frame(stream, header.file_bytes), request)
     if stored.shape != (header.rows, header.columns):
         raise Refused(Reason.DECODE, f"The decoded image is {stored.shape}, the header says otherwise.")
     return stored

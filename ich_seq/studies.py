@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_seq import NothingUsableError, UsageError
-from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom import NATIVE, SliceHeader, read_header
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Reason, Unused
 
@@ -191,7 +191,7 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
     for header in headers:
         by_sop[header.sop_uid].append(header)
     for same in by_sop.values():
-        same.sort(key=lambda h: h.file)
+        same.sort(key=_preferred)
         if len({_identity(h) for h in same}) > 1:
             detail = "Files with the same SOP Instance UID differ in study or geometry; keep the right one."
             unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid) for h in same)
@@ -199,6 +199,11 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
         detail = f"A copy of {same[0].file}, by its SOP Instance UID."
         unused.extend(Unused(h.file, Reason.DUPLICATE, detail, h.study_uid) for h in same[1:])
         yield same[0]
+
+
+def _preferred(h: SliceHeader) -> tuple[object, ...]:
+    """Sort copies of a slice: as it was before anybody compressed it, whatever the files are called."""
+    return h.transfer_syntax not in NATIVE, h.transfer_syntax, h.file_bytes, h.path, h.file
 
 
 def _identity(h: SliceHeader) -> tuple[object, ...]:

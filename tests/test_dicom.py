@@ -39,6 +39,7 @@ from pydicom.uid import (
 from ich_seq import phantom
 from ich_seq.config import AIR_HU
 from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom_files import MAX_INFLATED_BYTES
 from ich_seq.elements import KEYWORDS
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.reasons import EXCLUDED, Reason, Refused, Unused
@@ -320,7 +321,7 @@ def test_a_header_is_read_whole(tmp_path, write_slice):
         padding=-2000,
         slope=1.5,
         intercept=-1000.25,
-        pixel_offset=-1,
+        pixel_offset=path.read_bytes().index(b"\xe0\x7f\x10\x00") + 12,
         file_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
     )
@@ -587,12 +588,27 @@ def test_truncated_compressed_pixels_never_come_back_as_an_image(tmp_path, write
 
 @pytest.mark.parametrize("syntax", NATIVE)
 def test_a_file_that_shrinks_after_its_header_was_read_is_refused(tmp_path, write_slice, syntax):
-    """Pixels that were there when the header was read and are gone now are PIXEL_DATA, not zeros."""
+    """Such a file is CHANGED; were its status as before, its pixels would still be PIXEL_DATA, not zeros."""
     path = write_slice(tmp_path / "a.dcm", syntax=syntax)
     header = sound(path)
     for left in (header.file_bytes - 1, header.pixel_offset, 10, 0):
         os.truncate(path, left)
-        assert reason_for_pixels(header) == Reason.PIXEL_DATA
+        assert reason_for_pixels(header) == Reason.CHANGED
+        assert reason_for_pixels(as_it_is_now(header)) == Reason.PIXEL_DATA
+
+
+def as_it_is_now(header: SliceHeader) -> SliceHeader:
+    """A header whose file looks unchanged."""
+    status = header.path.stat()
+    return replace(header, file_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+
+
+def test_a_file_written_anew_after_its_header_was_read_is_refused(tmp_path, write_slice):
+    """Even of the same size: its slope may be another."""
+    path = write_slice(tmp_path / "a.dcm")
+    header = sound(path)
+    os.utime(path, ns=(0, header.modified_ns + 1))
+    assert reason_for_pixels(header) == Reason.CHANGED
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -605,20 +621,27 @@ def test_a_file_that_vanishes_after_its_header_was_read_is_refused(tmp_path, wri
 
 
 def test_a_compressed_file_replaced_after_its_header_was_read_is_refused(tmp_path, write_slice):
-    """An image of another size than the header said is not passed on."""
+    """An image of another size than the header said is not passed on, though the file's status be as before."""
     header = sound(write_slice(tmp_path / "a.dcm", syntax=RLELossless))
     write_slice(tmp_path / "a.dcm", syntax=RLELossless, stored=np.zeros((16, 32), int))
-    assert reason_for_pixels(header) == Reason.DECODE
+    assert reason_for_pixels(header) == Reason.CHANGED
+    assert reason_for_pixels(as_it_is_now(header)) == Reason.DECODE
 
 
 def test_damaged_frames_are_refused(tmp_path, write_slice):
-    """A frame that is no RLE, and one of another size than the header says, are DECODE."""
+    """Fragments that are none, a frame that is no RLE, and one of another size than the header says."""
     stored = np.random.default_rng(0).integers(0, 2000, (16, 16))
     path = write_slice(tmp_path / "a.dcm", syntax=RLELossless, stored=stored)
     content = path.read_bytes()
-    at = content.index(b"\xe0\x7f\x10\x00") + 20 + 8  # past the element and the empty offset table
-    path.write_bytes(content[:at] + b"\xff" * 40 + content[at + 40 :])
-    assert reason_for_pixels(sound(path)) == Reason.DECODE
+    at = content.index(b"\xe0\x7f\x10\x00") + 12  # past the element, at the offset table
+    table = 8 + int.from_bytes(content[at + 4 : at + 8], "little")
+    for start, reason in (
+        (at, Reason.PIXEL_DATA),
+        (at + table, Reason.PIXEL_DATA),
+        (at + table + 8, Reason.CODESTREAM),
+    ):
+        path.write_bytes(content[:start] + b"\xff" * 40 + content[start + 40 :])
+        assert refused(path).reason == reason
     path.write_bytes(content.replace(b"\x28\x00\x10\x00US\x02\x00\x10\x00", b"\x28\x00\x10\x00US\x02\x00\x20\x00"))
     assert reason_for_pixels(sound(path)) == Reason.DECODE
 
@@ -702,16 +725,33 @@ def deflated(path: Path, zeros: int = 0, meta_bytes: int = 2) -> Path:
 
 
 @pytest.mark.parametrize("meta_bytes", [2, 2000])
-def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path, write_slice, meta_bytes):
-    """A small file that would inflate to 64 MB is refused in little memory, however long its meta header."""
-    path = deflated(write_slice(tmp_path / "a.dcm"), zeros=2**26, meta_bytes=meta_bytes)
-    assert path.stat().st_size < 2**18
+def test_a_deflated_file_is_read_as_any_other(tmp_path, write_slice, meta_bytes):
+    """Its pixels are those of the file before it was deflated, however long its meta header."""
+    path = write_slice(tmp_path / "a.dcm")
+    plain = read_hounsfield(sound(path))
+    np.testing.assert_array_equal(read_hounsfield(sound(deflated(path, meta_bytes=meta_bytes))), plain)
+
+
+def test_a_deflated_file_is_inflated_to_a_slice_and_no_further(tmp_path, write_slice):
+    """A small file that would inflate to 256 MB is refused in the memory of the largest slice."""
+    path = deflated(write_slice(tmp_path / "a.dcm"), zeros=2**28)
+    assert path.stat().st_size < 2**19
     tracemalloc.start()
     unused = refused(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert unused.reason == Reason.TRANSFER_SYNTAX
-    assert peak < 2**22
+    assert unused.reason == Reason.TOO_LARGE
+    assert peak < 3 * MAX_INFLATED_BYTES
+
+
+def test_deflated_data_that_is_none_is_refused(tmp_path, write_slice):
+    """Damage within the data is DAMAGED_HEADER, an end before its end PIXEL_DATA."""
+    path = deflated(write_slice(tmp_path / "a.dcm", stored=np.random.default_rng(0).integers(0, 2**15, (64, 64))))
+    content = path.read_bytes()
+    path.write_bytes(content[:-8000] + b"\xff" * 8000)
+    assert refused(path).reason == Reason.DAMAGED_HEADER
+    path.write_bytes(content[:-4000])
+    assert refused(path).reason == Reason.PIXEL_DATA
 
 
 def test_special_files_are_not_opened(tmp_path):

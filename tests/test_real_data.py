@@ -33,11 +33,11 @@ JPEG = find_spec("libjpeg") is not None
 NEEDS_JPEG = ["*CT2_J[LP]*", "*JPEGLS*", "*JPEGProcess14*", "*JPEGProcess2_4*"]
 TABLE = {"README.md": Reason.OTHER_FILE}
 
-# Of copies of one SOP Instance UID, the name that sorts first is used; see the README.md of each folder.
+# Of copies of one SOP Instance UID an uncompressed one is used; see the README.md of each folder.
 FATES: dict[str, dict[str, str]] = {
     "codecs_chest_16ts": {  # one slice in 15 transfer syntaxes; lossy ones have UIDs of their own
-        "*BigEndianExplicit*.1.2.2.dcm": USED,
-        "*Deflated*": Reason.TRANSFER_SYNTAX,
+        "*BigEndianExplicit*.1.2.2.dcm": Reason.DUPLICATE,
+        "*Deflated*": Reason.DUPLICATE,
         "*JPEG2000LosslessOnly*": Reason.DUPLICATE,
         "*JPEG2000Transfer*": USED,
         "*JPEGLSLossless*": Reason.DUPLICATE,
@@ -49,21 +49,21 @@ FATES: dict[str, dict[str, str]] = {
         "*JPEGProcess1Transfer*": Reason.PIXEL_FORMAT,  # 8-bit
         "*JPEGProcess2_4*": USED,
         "*LittleEndianExplicit*": Reason.DUPLICATE,
-        "*LittleEndianImplicit*": Reason.DUPLICATE,
+        "*LittleEndianImplicit*": USED,
         "*RLELossless*": Reason.DUPLICATE,
         **TABLE,
     },
     "codecs_head_ct2": {  # the lossless J2KR, JLSL, JPLL and RLE have UIDs of their own, UNC and HTJ2K share one
-        "CT2_HTJ2K": USED,
-        "CT2_UNC": Reason.DUPLICATE,
+        "CT2_HTJ2K": Reason.DUPLICATE,
+        "CT2_UNC": USED,
         "CT2_J2K?": USED,
         "CT2_J[LP]??": USED,
         "CT2_RLE": USED,
         **TABLE,
     },
     "cq500_693": {
-        "693_J2K?.dcm": USED,
-        "693_UNC?.dcm": Reason.DUPLICATE,
+        "693_J2K?.dcm": Reason.DUPLICATE,
+        "693_UNC?.dcm": USED,
         **TABLE,
     },
     "ge_head_tilt": {"[0-2][0-9].dcm": USED, **TABLE},

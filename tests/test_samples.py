@@ -206,7 +206,7 @@ def test_a_slice_is_brought_to_the_field_and_size_of_the_encoder(folder, slices,
 
 
 @pytest.mark.parametrize(
-    ("harm", "reason"), [(truncate, Reason.PIXEL_DATA), (Path.unlink, Reason.UNREADABLE)], ids=["cut-short", "gone"]
+    ("harm", "reason"), [(truncate, Reason.CHANGED), (Path.unlink, Reason.UNREADABLE)], ids=["cut-short", "gone"]
 )
 def test_the_slice_itself_stands_in_for_a_corrupt_neighbour(folder, slices, harm, reason):
     """A neighbour that cannot be read is replaced by the slice and listed; the others stay, the slice is known."""
@@ -232,7 +232,7 @@ def test_a_corrupt_end_slice_is_no_stand_in_either(folder, slices):
 
 
 @pytest.mark.parametrize(
-    ("harm", "reason"), [(truncate, Reason.PIXEL_DATA), (Path.unlink, Reason.UNREADABLE)], ids=["cut-short", "gone"]
+    ("harm", "reason"), [(truncate, Reason.CHANGED), (Path.unlink, Reason.UNREADABLE)], ids=["cut-short", "gone"]
 )
 @pytest.mark.parametrize("neighbours", [(0,), (-1, 0, 1), (-1, 1)])
 def test_a_corrupt_slice_is_unknown_and_listed_with_its_study(folder, slices, harm, reason, neighbours):

@@ -1,0 +1,151 @@
+"""What a compressed frame says of itself, read before anything is decoded.
+
+A decoder believes the codestream and pydicom the header; where the two differ, an image of the wrong shape can come out
+without an error, or memory for an image that nobody asked for. Here the bytes are only looked at.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pydicom.uid import HTJ2K, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, RLELossless
+
+from ich_seq.reasons import Reason, Refused
+
+JPEG2000_FAMILY = {JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K}
+LOOKED_AT = 1 << 16
+"""Bytes of a frame in which it must have said its size."""
+
+LONGEST_TIMES, LONGEST_PLUS = 2, 1 << 16
+"""No honest frame is longer than so many times its pixels, and so many bytes."""
+
+MAX_FRAGMENTS = 1 << 16
+MAX_TILES = 4096
+"""Tiles of 64 x 64 on the largest slice; decoders keep a state for each."""
+
+LEAST_BITS, MOST_BITS = 9, 16
+"""Encoders write the bits stored, the bits allocated or what the values need; 8 bits cannot hold HU."""
+
+ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+JP2_SIGNATURE = b"\x00\x00\x00\x0cjP"
+SOC_SIZ = b"\xff\x4f\xff\x51"
+SOI, SOF_JPEG_LS = b"\xff\xd8", 0xF7
+NOT_SOF = {0xC4, 0xC8, 0xCC}
+"""Markers among C0 to CF that begin no frame: Huffman tables, extensions, arithmetic conditioning (ITU-T T.81)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Rows, columns, components and bits a sample, as a codestream has them."""
+
+    rows: int
+    columns: int
+    components: int
+    bits: int
+
+
+def read_frame(stream: BinaryIO, end: int) -> bytes:
+    """Return the one frame of encapsulated pixel data, its fragments joined (PS3.5 A.4).
+
+    The stream stands behind the element's length. Refused (PIXEL_DATA): fragments that are none, or reach beyond
+    `end`, the file's size.
+    """
+    return b"".join(_fragments(stream, end))
+
+
+def frame_start(stream: BinaryIO, end: int, rows: int, columns: int) -> bytes:
+    """Return at most LOOKED_AT first bytes of the frame; walk over all its fragments to see that they are there.
+
+    Refused besides what `read_frame` refuses (TOO_LARGE): a frame that is longer than any of this size.
+    """
+    head, total = b"", 0
+    for start, length in _fragment_places(stream, end):
+        if len(head) < LOOKED_AT:
+            stream.seek(start)
+            head += stream.read(min(length, LOOKED_AT - len(head)))
+            stream.seek(start + length)
+        total += length
+    if total > LONGEST_TIMES * 2 * rows * columns + LONGEST_PLUS:
+        raise Refused(Reason.TOO_LARGE, f"{total} compressed bytes are too many for {rows} x {columns} pixels.")
+    return head
+
+
+def _fragments(stream: BinaryIO, end: int) -> Iterator[bytes]:
+    for start, length in _fragment_places(stream, end):
+        stream.seek(start)
+        yield stream.read(length)
+
+
+def _fragment_places(stream: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
+    """Yield where each fragment begins and how long it is; the first item is the offset table and none."""
+    place = stream.tell()
+    for number in range(MAX_FRAGMENTS):
+        stream.seek(place)
+        head = stream.read(8)
+        if number > 1 and (head[:4] == DELIMITER or not head):  # some writers leave the delimiter out
+            return
+        length = int.from_bytes(head[4:], "little")
+        if len(head) < 8 or head[:4] != ITEM or place + 8 + length > end:
+            raise Refused(Reason.PIXEL_DATA, "Compressed pixel data is cut short or no item; copy the file again.")
+        if number:
+            yield place + 8, length
+        place += 8 + length
+    raise Refused(Reason.PIXEL_DATA, f"One frame in more than {MAX_FRAGMENTS} fragments.")
+
+
+def check_frame(head: bytes, syntax: str, rows: int, columns: int) -> None:
+    """Compare what a frame's first bytes say with the header. Refused (CODESTREAM) if they differ or say nothing."""
+    if syntax == RLELossless:
+        _check_rle(head)
+        return
+    try:
+        size = _jpeg2000_size(head) if syntax in JPEG2000_FAMILY else _jpeg_size(head)
+    except (struct.error, IndexError, ValueError):
+        raise Refused(Reason.CODESTREAM, "The compressed frame does not begin as its transfer syntax has it.") from None
+    if (size.rows, size.columns) != (rows, columns):
+        said = f"{size.rows} x {size.columns} pixels, the header {rows} x {columns}"
+        raise Refused(Reason.CODESTREAM, f"The compressed frame has {said}.")
+    if size.components != 1 or not LEAST_BITS <= size.bits <= MOST_BITS:
+        said = f"{size.components} components of {size.bits} bits"
+        raise Refused(Reason.CODESTREAM, f"The compressed frame has {said}; a CT slice has one, of 12 to 16 bits.")
+
+
+def _check_rle(head: bytes) -> None:
+    """Check the header of a run-length frame (PS3.5 G.5); it says how many byte planes there are, but no size."""
+    count, *offsets = struct.unpack_from("<3I", head) if len(head) >= 64 else (0,)
+    if count != 2 or offsets[0] != 64 or offsets[1] <= 64:
+        raise Refused(Reason.CODESTREAM, "The run-length frame is not of two byte planes, as 16 bits a pixel make it.")
+
+
+def _jpeg2000_size(head: bytes) -> Size:
+    """Read the SIZ segment, which comes first (ISO/IEC 15444-1 A.5.1), also inside a JP2 file."""
+    start = head.index(SOC_SIZ) if head.startswith(JP2_SIGNATURE) else 0
+    if head[start : start + 4] != SOC_SIZ:
+        raise ValueError("no SIZ segment")
+    x1, y1, x0, y0, tile_x, tile_y, tile_x0, tile_y0, components = struct.unpack_from(">8IH", head, start + 8)
+    depth, step_x, step_y = struct.unpack_from(">3B", head, start + 42)
+    if not tile_x or not tile_y or (step_x, step_y) != (1, 1):
+        raise ValueError("no tiles, or fewer samples than pixels")
+    if -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y) > MAX_TILES:
+        raise ValueError("tiles without number")
+    return Size(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1)
+
+
+def _jpeg_size(head: bytes) -> Size:
+    """Walk over the segments of a JPEG or JPEG-LS stream to the frame header (ITU-T T.81 B.2, T.87 C.2.2)."""
+    if head[:2] != SOI:
+        raise ValueError("no start of image")
+    place = 2
+    while True:
+        while head[place + 1] == 0xFF:  # fill bytes
+            place += 1
+        marker = head[place + 1]
+        if head[place] != 0xFF or marker < 0xC0:
+            raise ValueError("no marker")
+        if marker == SOF_JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in NOT_SOF):
+            bits, rows, columns, components = struct.unpack_from(">BHHB", head, place + 4)
+            return Size(rows, columns, components, bits)
+        place += 2 + struct.unpack_from(">H", head, place + 2)[0]

@@ -25,6 +25,7 @@ from ich_seq.commands import (
     labels_option,
     name_unlabelled,
     out_option,
+    phi_option,
     read_config,
     read_fold,
     read_shares,
@@ -48,9 +49,12 @@ def cli() -> None:
 @click.argument("source", metavar="DICOM_OR_TABLE", type=click.Path(path_type=Path))
 @click.option("--labels", type=click.Path(path_type=Path), help="Slice labels, a CSV file. [default: the table's own]")
 @out_option
+@phi_option
 @workers_option
 @telling
-def explore(source: Path, labels: Path | None, out: Path, workers: int | None, as_json: bool, quiet: bool) -> None:
+def explore(
+    source: Path, labels: Path | None, out: Path, phi: bool, workers: int | None, as_json: bool, quiet: bool
+) -> None:
     """See what data holds before anything is trained: one page with charts and pictures, and all its numbers.
 
     DICOM_OR_TABLE is a folder of DICOM files, or a CSV: a row a slice with DICOM keywords as columns, a label file,
@@ -65,7 +69,7 @@ def explore(source: Path, labels: Path | None, out: Path, workers: int | None, a
     from ich_seq.progress import shown
 
     with shown(quiet=quiet) as progress:
-        summary = run(source, out, labels, workers=workers, progress=progress)
+        summary = run(source, out, labels, workers=workers, phi=phi, progress=progress)
     text = f"{summarised(summary.exploration)} -> {out}"
     finish_reading(summary, text, {"exploration": summary.exploration}, as_json=as_json)
 
@@ -76,6 +80,7 @@ def explore(source: Path, labels: Path | None, out: Path, workers: int | None, a
 @out_option
 @click.option("--fold", default="all", show_default=True, metavar="all|K", help="Train every fold or one, from 0.")
 @click.option("--tensorboard", is_flag=True, help="Log to OUT/fold-K/tensorboard.")
+@phi_option
 @settings
 @common
 @workers_option
@@ -85,6 +90,7 @@ def train_cnn(
     out: Path,
     fold: str,
     tensorboard: bool,
+    phi: bool,
     config_file: Path | None,
     overrides: tuple[str, ...],
     device: str,
@@ -118,6 +124,7 @@ def train_cnn(
             device=device,
             workers=workers,
             tensorboard=tensorboard,
+            phi=phi,
             progress=progress,
         )
     if not first:
@@ -133,6 +140,7 @@ def train_cnn(
 @out_option
 @click.option("--cnn", type=click.Path(path_type=Path), help="What train-cnn wrote; stands in for the encoder.")
 @engine_option
+@phi_option
 @settings
 @common
 @workers_option
@@ -141,6 +149,7 @@ def extract_features(
     out: Path,
     cnn: Path | None,
     engine: str | None,
+    phi: bool,
     config_file: Path | None,
     overrides: tuple[str, ...],
     device: str,
@@ -168,6 +177,7 @@ def extract_features(
             engine=engine,
             device=device,
             workers=workers,
+            phi=phi,
             progress=progress,
         )
     if summary.in_sample:
@@ -237,7 +247,7 @@ def train_rnn(
 @out_option
 @engine_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
-@click.option("--patient-ids", is_flag=True, help="Write Patient IDs too; else patients are numbers only.")
+@phi_option
 @common
 @workers_option
 def predict(
@@ -246,7 +256,7 @@ def predict(
     out: Path,
     engine: str | None,
     report: bool,
-    patient_ids: bool,
+    phi: bool,
     device: str,
     workers: int | None,
     quiet: bool,
@@ -272,7 +282,7 @@ def predict(
             device=device,
             workers=workers,
             report=report,
-            patient_ids=patient_ids,
+            phi=phi,
             progress=progress,
         )
     finish_reading(summary, counted(summary), {}, as_json=as_json)

@@ -23,6 +23,7 @@ from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
 from ich_seq.files import sha256_bytes, sha256_file, write_json
 from ich_seq.reasons import Unused, unused_from_json
 from ich_seq.store import read_manifest
+from ich_seq.tables import csv_rows
 
 SCHEMA = "ich-seq cnn 1"
 RUN, FOLDS, FOLD, ENCODER, HELD_OUT, CURVES = (
@@ -105,11 +106,7 @@ def read_fold(root: Path, fold: int) -> FoldResult | None:
 
 def folds_csv(rows: Iterable[tuple[str, str, int]]) -> bytes:
     """Return `folds.csv` of (study_uid, patient_key, fold)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["study_uid", "patient_key", "fold"])
-    writer.writerows(sorted(rows))
-    return text.getvalue().encode()
+    return csv_rows([("study_uid", "patient_key", "fold"), *sorted(rows)])
 
 
 def save_run(root: Path, results: Sequence[FoldResult], facts: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ from ich_seq.reasons import Unused, unused_csv
 from ich_seq.samples import LabelledSlices, label_slices
 from ich_seq.store import REJECTED
 from ich_seq.studies import Counts, Findings, account, check_input, find_studies
+from ich_seq.tables import csv_table
 from ich_seq.weights import tensor_bytes, write_tensors
 
 SECTIONS = ("slices", "encoder", "augment", "cnn")
@@ -94,12 +95,14 @@ def train_cnn(
     device: str = "auto",
     workers: int | None = None,
     tensorboard: bool = False,
+    phi: bool = False,
     progress: Progress = silent,
 ) -> CnnSummary:
     """Train the encoder on labelled slices, once for each patient fold (or for `fold` alone), into `out`.
 
     Each network learns from all folds but its own, which it then predicts; the figures are made of
     these predictions. Finished folds stay, a broken one goes on at its last state, to the same bytes.
+    rejected.csv names files only where `phi` asks for it, else a hash stands for each.
     Started by torchrun, all processes train each network together; `out` must be one folder for all.
     Raises UsageError if no slice has labels, if there is no such fold, or if `out` is a run of other
     settings or data.
@@ -110,7 +113,7 @@ def train_cnn(
     keep_memory()
     processor = local_device(choose_device(device))
     with joined_group(processor) as group:
-        data = _read(root, labels, out, config, workers, progress)
+        data = _read(root, labels, out, config, workers, phi, progress)
         encoder = build_encoder(config, drop_path=config.cnn.drop_path)
         tasks = [_task(f, data, encoder.spec, config, processor, group, workers) for f in folds]
         if group.writes:
@@ -122,8 +125,8 @@ def train_cnn(
         return _sum_up(out, data, config, group)
 
 
-def _read(root: Path, labels: Path, out: Path, config: Config, workers: int, progress: Progress) -> Data:
-    findings = find_studies(root, skip=out, workers=workers, progress=progress)
+def _read(root: Path, labels: Path, out: Path, config: Config, workers: int, phi: bool, progress: Progress) -> Data:
+    findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
     slices, unlabelled = label_slices(findings.studies, read_labels(labels))
     if not len(slices):
         raise UsageError(
@@ -232,7 +235,7 @@ def _predict_held_out(encoder: SliceEncoder, task: Task, data: Data) -> tuple[by
     logits, known, refused = predict_rows(network, task, rows, precision="fp32")
     table = pd.DataFrame(logits[known], columns=list(LABELS))
     table.insert(0, "sop_uid", [data.slices.sop_uid(row) for row in rows[known]])
-    return table.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode(), refused
+    return csv_table(table, float_format="%.6f"), refused
 
 
 @contextmanager

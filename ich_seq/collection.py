@@ -66,9 +66,17 @@ class Labelling:
 
 
 def collect(
-    source: Path, labels: Path | None, *, skip: Path | None = None, workers: int = 0, progress: Progress = silent
+    source: Path,
+    labels: Path | None,
+    *,
+    skip: Path | None = None,
+    workers: int = 0,
+    hide_names: bool = False,
+    progress: Progress = silent,
 ) -> Collection:
     """Read what there is at `source`; `labels` stand in for those of a table of slices.
+
+    With `hide_names` files are known by a hash, as `studies.find_studies` has it.
 
     Raises UsageError for what is neither a folder of DICOM files nor a table of a known form, and for labels of which
     none belongs to a slice that is there; NothingUsableError for an empty folder.
@@ -88,7 +96,7 @@ def collect(
         unused = sorted([*table.unused, *left_over], key=lambda u: (u.file, u.reason, u.study_uid))
         findings, own = Findings(tuple(studies), tuple(unused), table.n_rows), table.labels
     else:
-        findings, own = find_studies(source, skip=skip, workers=workers, progress=progress), None
+        findings, own = find_studies(source, skip=skip, workers=workers, hide_names=hide_names, progress=progress), None
     return _of_slices(kind, source, findings, own if given is None else given)
 
 

@@ -104,6 +104,9 @@ labels_option = click.option(
 engine_option = click.option(
     "--engine", type=click.Choice(["torch", "openvino"]), help="What runs the encoder; openvino is for CPUs."
 )
+phi_option = click.option(
+    "--phi", is_flag=True, help="Name files and patients in what is written; else hashes and numbers stand for them."
+)
 dicom_argument = click.argument("dicom", type=click.Path(path_type=Path))
 
 

@@ -30,6 +30,7 @@ from ich_seq.slice_pictures import find_pictures
 from ich_seq.studies import Counts, check_input
 from ich_seq.study_labels import read_any_labels
 from ich_seq.subgroups import judge_subgroups, spread
+from ich_seq.tables import csv_table
 from ich_seq.thresholds import roc_curve
 
 SCHEMA = "ich-seq evaluation 2"
@@ -91,7 +92,7 @@ def evaluate(
         pictures = {} if dicom is None else find_pictures(Path(dicom), [f.sop_uid for f in failures], progress)
         made = made_by.get("bundle", {}).get("made_the_predictions")
         items = fill_checklist(evaluation, card if made else None)  # no other model is to be described
-        write_bytes(out / FIGURES, _flat(evaluation).to_csv(index=False, lineterminator="\n").encode())
+        write_bytes(out / FIGURES, csv_table(_flat(evaluation)))
         write_bytes(out / PAGE, evaluation_page(evaluation, failures, pictures, items))
         if rendered is not None:
             write_bytes(out / CARD_PAGE, rendered)

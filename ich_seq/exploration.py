@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ich_seq import NothingUsableError, __version__
 from ich_seq.collection import Collection, collect
 from ich_seq.devices import choose_workers
@@ -21,6 +19,7 @@ from ich_seq.pages import count, percent
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import unused_csv
 from ich_seq.studies import Counts
+from ich_seq.tables import csv_table
 
 SCHEMA = "ich-seq exploration 1"
 EXPLORATION, PAGE = "exploration.json", "exploration.html"
@@ -43,17 +42,19 @@ def explore(
     labels: str | Path | None = None,
     *,
     workers: int | None = None,
+    phi: bool = False,
     progress: Progress = silent,
 ) -> ExplorationSummary:
     """Explore a folder of DICOM files, a table of slices or studies, or a label file; write what is found into `out`.
 
     exploration.html shows it, exploration.json and figures.csv hold its numbers, studies.csv a row a study and
-    rejected.csv what was not used, and why. Of DICOM files the headers are read, and the pixels of those slices only
-    that are shown. Raises UsageError for a source or labels that cannot be meant, NothingUsableError if nothing in it
-    can be used (rejected.csv then says why), OutputError if `out` cannot be written.
+    rejected.csv what was not used, and why; there a hash stands for each file, unless `phi` asks for names. Of DICOM
+    files the headers are read, and the pixels of those slices only that are shown. Raises UsageError for a source or
+    labels that cannot be meant, NothingUsableError if nothing in it can be used (rejected.csv then says why),
+    OutputError if `out` cannot be written.
     """
     source, out, labels = Path(source), Path(out), None if labels is None else Path(labels)
-    found = collect(source, labels, skip=out, workers=choose_workers(workers), progress=progress)
+    found = collect(source, labels, skip=out, workers=choose_workers(workers), hide_names=not phi, progress=progress)
     with locked_folder(out):
         remove(
             out / name for name in (EXPLORATION, PAGE, STUDIES, FIGURES, REJECTED)
@@ -79,16 +80,12 @@ def _describe(found: Collection) -> dict[str, Any]:
 def _write_results(out: Path, found: Collection, exploration: dict[str, Any], gallery: Gallery | None) -> None:
     """Write the tables, the page and, last, the JSON that makes them whole."""
     sections = {name: values for name, values in exploration.items() if name not in ("schema", "version", "source")}
-    write_bytes(out / FIGURES, _csv(flat(sections)))
+    write_bytes(out / FIGURES, csv_table(flat(sections)))
     studies = studies_table(found)
     if studies is not None:
-        write_bytes(out / STUDIES, _csv(studies))
+        write_bytes(out / STUDIES, csv_table(studies))
     write_bytes(out / PAGE, page(exploration, gallery))
     write_json(out / EXPLORATION, exploration)
-
-
-def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace")
 
 
 def summarised(exploration: Mapping[str, Any]) -> str:

@@ -89,6 +89,7 @@ def extract_features(
     engine: str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    phi: bool = False,
     progress: Progress = silent,
 ) -> ExtractionSummary:
     """Embed every slice below `root` and write the feature store `out`; take up a broken run where it ended.
@@ -96,14 +97,15 @@ def extract_features(
     `cnn` is a folder of train-cnn: its networks are taken instead of the settings' encoder, for each
     study the one that did not learn from its patient, or all if none did. `engine` stands in for
     `config.extract.engine`. `workers` processes read headers and threads see to studies (None: one a core);
-    the bytes written do not depend on them. Raises NothingUsableError if no slice of `root` is usable
+    the bytes written do not depend on them. rejected.csv names files only where `phi` asks for it, else by a
+    hash. Raises NothingUsableError if no slice of `root` is usable
     (rejected.csv then says why), OutputError if `out` cannot be written or another process holds it.
     """
     root, out, config = Path(root), Path(out), config or Config()
     check_input(root)
     keep_memory()
     networks = open_networks(config, choose_device(device), cnn=cnn, engine=engine)
-    return fill_store(root, out, networks, workers=choose_workers(workers), progress=progress)
+    return fill_store(root, out, networks, workers=choose_workers(workers), phi=phi, progress=progress)
 
 
 def open_networks(
@@ -117,10 +119,12 @@ def open_networks(
     return Networks({k: Embedder(run.load(k), execution, device) for k in run.results}, run.networks_for)
 
 
-def fill_store(root: Path, out: Path, networks: Networks, *, workers: int, progress: Progress) -> ExtractionSummary:
+def fill_store(
+    root: Path, out: Path, networks: Networks, *, workers: int, phi: bool = False, progress: Progress
+) -> ExtractionSummary:
     """Embed every slice below `root` by networks that are ready, into the store `out`."""
     with locked_folder(out):
-        findings = find_studies(root, skip=out, workers=workers, progress=progress)
+        findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
         writer = StoreWriter(out, _fingerprint(networks))
         for number, embedder in networks.embedders.items():
             save_encoder(embedder.encoder, out / encoder_file(number))
@@ -165,8 +169,8 @@ def _grow(
 
 
 def _row_keys(study: Study, networks: Networks) -> list[str]:
-    """Return a hash a network that changes when a file of the study is added, removed, renamed or written anew."""
-    files = repr([(h.file, h.sop_uid, h.file_bytes, h.modified_ns) for h in study.slices])
+    """Return a hash a network that changes when a file of the study is added, removed or written anew."""
+    files = repr([(h.sop_uid, h.file_bytes, h.modified_ns) for h in study.slices])
     return [short_hash(f"{number} {files}") for number in networks.of(study)[0]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,44 @@ def write_bytes(path: Path, data: bytes) -> None:
     The bytes go to a temporary name in the same folder, reach the disk, and are then renamed.
     Raises OutputError naming the path if the disk is full or the folder cannot be written.
     """
+    with growing_file(path) as append:
+        append(data)
+
+
+@contextmanager
+def growing_file(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Give what appends to a file that is seen whole, once the block ends well, or not at all.
+
+    For what is too long to be held in memory. Raises OutputError as `write_bytes` does.
+    """
     partial = path.with_name(path.name + PARTIAL)
+    with ExitStack() as opened:
+        with _told(path):
+            file = opened.enter_context(partial.open("wb"))
+
+        def append(data: bytes) -> None:
+            with _told(path):
+                file.write(data)
+
+        try:
+            yield append
+            with _told(path):
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(path)
+                _sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into an OutputError that names the path and the remedy."""
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
+        yield
     except OSError as error:
-        with suppress(OSError):  # where it could not be made, it cannot be removed either
-            partial.unlink()
         raise OutputError(f"Cannot write {path}: {error.strerror}. Free space or choose another --out.") from error
 
 
@@ -102,13 +129,10 @@ def locked_folder(path: Path, *, wait_s: float = 0) -> Iterator[None]:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line to a journal and see it to the disk. Raises OutputError naming the path."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror}. Free space or choose another --out.") from error
+    with _told(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_device, choose_workers, keep_memory
-from ich_seq.extraction import Networks, embed_studies
+from ich_seq.extraction import EmbeddedStudy, Networks, embed_studies
 from ich_seq.files import locked_folder, remove, sha256_file, write_bytes, write_json
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
@@ -20,9 +20,10 @@ from ich_seq.report import (
     STUDIES,
     SUBMISSION,
     StudyPrediction,
-    write_slices,
+    StudyResult,
+    said_of_study,
+    slice_tables,
     write_studies,
-    write_submission,
 )
 from ich_seq.store import REJECTED
 from ich_seq.studies import Counts, Findings, Study, account, check_input, find_studies
@@ -33,12 +34,12 @@ TABLES = (STUDIES, SLICES, SUBMISSION)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionSummary:
-    """What a run of predict did, and where it lies."""
+    """What a run of predict did, and where it lies; `results` say of each study what studies.csv says."""
 
     out: Path
     studies: int
     counts: Counts
-    predictions: tuple[StudyPrediction, ...]
+    results: tuple[StudyResult, ...]
 
 
 def predict(
@@ -50,7 +51,7 @@ def predict(
     device: str = "auto",
     workers: int | None = None,
     report: bool = True,
-    patient_ids: bool = False,
+    phi: bool = False,
     progress: Progress = silent,
 ) -> PredictionSummary:
     """Predict every study below `root` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
@@ -58,9 +59,9 @@ def predict(
     With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices.
 
     The bundle's own encoders are used, so no setting can disagree with its training; `engine` says what
-    runs them, if not what did then. Patients are numbered; their Patient ID is written only where `patient_ids` asks
-    for it. Raises NothingUsableError if no slice is usable (rejected.csv then says why), ArtefactError for a damaged
-    bundle, OutputError if `out` cannot be written.
+    runs them, if not what did then. Patients are numbered and files known by a hash; Patient IDs
+    and file names are written only where `phi` asks for them. Raises NothingUsableError if no slice is usable
+    (rejected.csv then says why), ArtefactError for a damaged bundle, OutputError if `out` cannot be written.
     """
     root, bundle, out = Path(root), Path(bundle), Path(out)
     workers = choose_workers(workers)
@@ -71,33 +72,32 @@ def predict(
         pages = StudyPages(out, loaded)
         pages.clear()
         remove(out / name for name in (RUN, *TABLES, REJECTED))  # what an older run left is no result of this one
-        findings = find_studies(root, skip=out, workers=workers, progress=progress)
+        findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
         refused: list[Unused] = []
-        draw = pages.write_study if report else None
-        predictions = tuple(_predict_studies(findings, loaded, workers, progress, refused, patient_ids, draw))
-        unused, counts = account(findings, refused)
-        write_bytes(out / REJECTED, unused_csv(unused))
-        if not predictions:
-            raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}.")
-        write_studies(out / STUDIES, predictions)
-        write_slices(out / SLICES, predictions)
-        write_submission(out / SUBMISSION, predictions)
+        with slice_tables(out) as write_slices:
+            results = []
+            for study, prediction in _predict_studies(findings, loaded, workers, progress, refused, phi):
+                write_slices(prediction)
+                if report:
+                    pages.write_study(study, prediction)
+                results.append(prediction.result)
+            unused, counts = account(findings, refused)
+            write_bytes(out / REJECTED, unused_csv(unused))
+            if not results:
+                raise NothingUsableError(
+                    f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}."
+                )
+        write_studies(out / STUDIES, results)
         if report:
-            pages.write_worklist(predictions, counts)
-        _write_record(out, len(predictions), loaded, counts)
-    return PredictionSummary(out=out, studies=len(predictions), counts=counts, predictions=predictions)
+            pages.write_worklist(results, counts)
+        _write_record(out, len(results), loaded, counts)
+    return PredictionSummary(out=out, studies=len(results), counts=counts, results=tuple(results))
 
 
 def _predict_studies(
-    findings: Findings,
-    bundle: Bundle,
-    workers: int,
-    progress: Progress,
-    refused: list[Unused],
-    patient_ids: bool,
-    draw: Callable[[Study, StudyPrediction], None] | None,
-) -> Iterator[StudyPrediction]:
-    """Yield the studies' predictions in order; slices that cannot be read go to `refused`."""
+    findings: Findings, bundle: Bundle, workers: int, progress: Progress, refused: list[Unused], phi: bool
+) -> Iterator[tuple[Study, StudyPrediction]]:
+    """Yield the studies with their predictions in order; slices that cannot be read go to `refused`."""
     lost = Counter(u.study_uid for u in findings.unused if u.fate == "rejected")
     networks = Networks(bundle.embedders, lambda patient_key, study_uid: (tuple(bundle.embedders), False))
     embedded = embed_studies(findings.studies, networks, workers=workers)
@@ -105,26 +105,27 @@ def _predict_studies(
     for done, item in enumerate(embedded, start=1):
         refused.extend(item.refused)
         if item.features:
-            said = bundle.beside(item.features)
-            prediction = StudyPrediction(
-                study_uid=item.study.uid,
-                patient=patients.setdefault(item.study.patient_id, len(patients) + 1),
-                patient_id=_patient_id(item.study) if patient_ids else None,
-                matrix=item.study.matrix,
-                scanner=item.study.scanner,
-                sop_uids=item.features[0].sop_uids,
-                positions_mm=item.features[0].positions_mm,
-                slice_probabilities=said["blend"].slices,
-                study_probabilities=said["blend"].studies[0],
-                beside=said,
-                geometry=item.geometry,
-                lost_slices=len(item.refused) + lost[item.study.uid],
-                novelty=bundle.novelty(item.features),
-            )
-            if draw is not None:
-                draw(item.study, prediction)
-            yield prediction
+            number = patients.setdefault(item.study.patient_id, len(patients) + 1)
+            yield item.study, _prediction(item, bundle, number, lost[item.study.uid], phi)
         progress("predicting studies", done, len(findings.studies))
+
+
+def _prediction(item: EmbeddedStudy, bundle: Bundle, patient: int, lost: int, phi: bool) -> StudyPrediction:
+    beside, features = bundle.beside(item.features), item.features[0]
+    result = StudyResult(
+        study_uid=item.study.uid,
+        patient=patient,
+        patient_id=_patient_id(item.study) if phi else None,
+        matrix=item.study.matrix,
+        scanner=item.study.scanner,
+        slices=len(features.sop_uids),
+        span_mm=float(features.positions_mm[-1] - features.positions_mm[0]),
+        said=said_of_study(beside),
+        geometry=item.geometry,
+        lost_slices=len(item.refused) + lost,
+        novelty=bundle.novelty(item.features),
+    )
+    return StudyPrediction(result=result, sop_uids=features.sop_uids, positions_mm=features.positions_mm, beside=beside)
 
 
 def _patient_id(study: Study) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from ich_seq.tables import csv_rows
 
 
 class Reason(StrEnum):
@@ -92,8 +92,5 @@ class Refused(Exception):  # noqa: N818 - a verdict, not an error of ours
 
 def unused_csv(unused: Iterable[Unused]) -> bytes:
     """Return `rejected.csv`: file, fate (excluded or rejected), reason code, detail with the remedy, study."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "fate", "reason", "detail", "study_uid"])
-    writer.writerows((u.file, u.fate, str(u.reason), u.detail, u.study_uid) for u in unused)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    rows = ((u.file, u.fate, str(u.reason), u.detail, u.study_uid) for u in unused)
+    return csv_rows([("file", "fate", "reason", "detail", "study_uid"), *rows])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from ich_seq.figures import Predicted
-from ich_seq.files import write_bytes
+from ich_seq.files import growing_file
 from ich_seq.labels import LABELS
 from ich_seq.metrics import CLIP
 from ich_seq.studies import Geometry
+from ich_seq.tables import csv_rows
 
 STUDIES, SLICES, SUBMISSION, RUN = "studies.csv", "slices.csv", "submission.csv", "run.json"
 DECIMALS = 6
@@ -26,13 +27,12 @@ PART_COLUMNS = [f"{name}_{label}" for name in PARTS for label in LABELS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyPrediction:
-    """The result for one study: `slice_probabilities` (N, K), feet to head, and `study_probabilities` (K,).
+class StudyResult:
+    """What is kept of a study until all are predicted: `said` (1 + parts, K), the blend and then its PARTS.
 
     `patient` numbers the patients of a run, so that nobody is named and studies of one are still known as such;
-    `patient_id` is the Patient ID if it was asked for. `matrix` is (H, W), `scanner` maker and model. `novelty` tells
-    how unlike the training data it is: above 1, further than 99 % of them.
-    `beside` is what the parts of the blend say of it, by name.
+    `patient_id` is the Patient ID if it was asked for. `matrix` is (H, W), `scanner` maker and model, `span_mm` from
+    the first slice to the last. `novelty` tells how unlike the training data it is: above 1, further than 99 % of them.
     """
 
     study_uid: str
@@ -40,67 +40,88 @@ class StudyPrediction:
     patient_id: str | None
     matrix: tuple[int, int]
     scanner: str
-    sop_uids: tuple[str, ...]
-    positions_mm: NDArray[np.float64]
-    slice_probabilities: NDArray[np.float64]
-    study_probabilities: NDArray[np.float64]
-    beside: Mapping[str, Predicted]
+    slices: int
+    span_mm: float
+    said: NDArray[np.float64]
     geometry: Geometry
     lost_slices: int
     novelty: float
 
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Return those of the blend, (K,)."""
+        blend: NDArray[np.float64] = self.said[0]
+        return blend
 
-def by_likelihood(predictions: Sequence[StudyPrediction]) -> list[StudyPrediction]:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPrediction:
+    """The result for one study and its slices, feet to head: by name what the blend and its PARTS say."""
+
+    result: StudyResult
+    sop_uids: tuple[str, ...]
+    positions_mm: NDArray[np.float64]
+    beside: Mapping[str, Predicted]
+
+    @property
+    def slice_probabilities(self) -> NDArray[np.float64]:
+        """Return those of the blend, (N, K)."""
+        return self.beside["blend"].slices
+
+
+def said_of_study(beside: Mapping[str, Predicted]) -> NDArray[np.float64]:
+    """Return what `StudyResult.said` holds."""
+    return np.asarray([beside[name].studies[0] for name in ("blend", *PARTS)], np.float64)
+
+
+def by_likelihood(results: Sequence[StudyResult]) -> list[StudyResult]:
     """Return studies, the likeliest haemorrhage first; what has no probability (NaN) comes before all, to be seen."""
-    return sorted(predictions, key=lambda p: (-np.nan_to_num(p.study_probabilities[-1], nan=2), p.study_uid))
+    return sorted(results, key=lambda r: (-np.nan_to_num(r.probabilities[-1], nan=2), r.study_uid))
 
 
-def write_studies(path: Path, predictions: Sequence[StudyPrediction]) -> None:
+def write_studies(path: Path, results: Sequence[StudyResult]) -> None:
     """Write a row a study, the likeliest haemorrhage first: probabilities, slices used and lost, geometry."""
-    rows = [
-        {"study_uid": p.study_uid, "patient": p.patient}
-        | _by_label(p.study_probabilities)
-        | {f"{name}_{k}": v for name in PARTS for k, v in _by_label(p.beside[name].studies[0]).items()}
-        | {"slices": len(p.sop_uids), "lost_slices": p.lost_slices}
-        | asdict(p.geometry)
-        | {"rows": p.matrix[0], "columns": p.matrix[1], "scanner": p.scanner, "novelty": p.novelty}
-        | ({} if p.patient_id is None else {"patient_id": p.patient_id})
-        for p in by_likelihood(predictions)
-    ]
-    asked = ["patient_id"] if any(p.patient_id is not None for p in predictions) else []
-    described = ["slices", "lost_slices", *GEOMETRY_COLUMNS, *MACHINE_COLUMNS, "novelty", "patient", *asked]
-    columns = ["study_uid", *LABELS, *described, *PART_COLUMNS]
-    _write_csv(path, pd.DataFrame(rows, columns=columns))
+    asked = any(r.patient_id is not None for r in results)
+    described = ["slices", "lost_slices", *GEOMETRY_COLUMNS, *MACHINE_COLUMNS, "novelty", "patient"]
+    head = ["study_uid", *LABELS, *described, *(["patient_id"] if asked else []), *PART_COLUMNS]
+    with growing_file(path) as append:
+        append(csv_rows([head]))
+        append(csv_rows((_study_row(r, asked) for r in by_likelihood(results)), DECIMALS))
 
 
-def write_slices(path: Path, predictions: Iterable[StudyPrediction]) -> None:
-    """Write a row a slice, study by study, feet to head: position, probabilities, and those of the blend's parts."""
-    columns = ["study_uid", "sop_uid", "position_mm", *LABELS, *PART_COLUMNS]
-    tables = [
-        pd.DataFrame(
-            np.hstack([p.slice_probabilities, *(p.beside[name].slices for name in PARTS)]),
-            columns=[*LABELS, *PART_COLUMNS],
-        ).assign(study_uid=p.study_uid, sop_uid=p.sop_uids, position_mm=p.positions_mm)
-        for p in predictions
-    ]
-    _write_csv(path, pd.concat(tables)[columns])
+def _study_row(r: StudyResult, asked: bool) -> list[str | float | None]:
+    geometry = [getattr(r.geometry, name) for name in GEOMETRY_COLUMNS]
+    described = [r.slices, r.lost_slices, *geometry, *r.matrix, r.scanner, r.novelty, r.patient]
+    blend, *parts = r.said.tolist()
+    return [r.study_uid, *blend, *described, *([r.patient_id] if asked else []), *(p for part in parts for p in part)]
 
 
-def write_submission(path: Path, predictions: Iterable[StudyPrediction]) -> None:
-    """Write Kaggle's form, `ID,Label` with ID = <SOP>_<subtype>: six rows an image, clipped, sorted by image."""
-    rows = {
-        sop: np.clip(probabilities, CLIP, 1 - CLIP)
-        for p in predictions
-        for sop, probabilities in zip(p.sop_uids, p.slice_probabilities, strict=True)
-    }
-    ids = [f"{sop}_{label}" for sop in sorted(rows) for label in LABELS]
-    values = np.concatenate([rows[sop] for sop in sorted(rows)])
-    _write_csv(path, pd.DataFrame({"ID": ids, "Label": values}))
+@contextmanager
+def slice_tables(out: Path) -> Iterator[Callable[[StudyPrediction], None]]:
+    """Give what writes the slices of a study, feet to head, into slices.csv and Kaggle's submission.csv.
+
+    Both are there once the block ends well; nothing of a study stays in memory. slices.csv has a row a slice: position,
+    probabilities, and those of the blend's parts. submission.csv has `ID,Label`, ID = <SOP>_<subtype>, six rows a
+    slice, clipped.
+    """
+    with growing_file(out / SLICES) as slices, growing_file(out / SUBMISSION) as submission:
+        slices(csv_rows([["study_uid", "sop_uid", "position_mm", *LABELS, *PART_COLUMNS]]))
+        submission(csv_rows([["ID", "Label"]]))
+
+        def write(p: StudyPrediction) -> None:
+            slices(csv_rows(_slice_rows(p), DECIMALS))
+            submission(csv_rows(_submission_rows(p), DECIMALS))
+
+        yield write
 
 
-def _by_label(probabilities: NDArray[np.float64]) -> dict[str, float]:
-    return dict(zip(LABELS, probabilities.tolist(), strict=True))
+def _slice_rows(p: StudyPrediction) -> Iterator[list[str | float | None]]:
+    said = np.hstack([p.slice_probabilities, *(p.beside[name].slices for name in PARTS)]).tolist()
+    for sop, position_mm, numbers in zip(p.sop_uids, p.positions_mm.tolist(), said, strict=True):
+        yield [p.result.study_uid, sop, position_mm, *numbers]
 
 
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_bytes(path, table.to_csv(index=False, lineterminator="\n", float_format=f"%.{DECIMALS}f").encode())
+def _submission_rows(p: StudyPrediction) -> Iterator[list[str | float | None]]:
+    clipped = np.clip(p.slice_probabilities, CLIP, 1 - CLIP).tolist()
+    for sop, numbers in zip(p.sop_uids, clipped, strict=True):
+        yield from ([f"{sop}_{label}", number] for label, number in zip(LABELS, numbers, strict=True))

@@ -17,6 +17,7 @@ from ich_seq.figures import Predicted, Truth
 from ich_seq.labels import LABELS, SliceLabels, assign_folds, read_table
 from ich_seq.report import GEOMETRY_COLUMNS, PARTS, SLICES, STUDIES
 from ich_seq.study_labels import StudyLabels
+from ich_seq.tables import unguarded
 
 BLEND, ALONE = "blend", "predicted"
 BASELINES = ("constant", "position")
@@ -103,7 +104,7 @@ def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
             f"{path} is not what predict writes: it lacks {', '.join(missing)}. Give its slices.csv or its folder."
         )
     for column in set(TEXT_COLUMNS) & set(table.columns):
-        table[column] = table[column].str.strip()
+        table[column] = table[column].str.strip().map(unguarded, na_action="ignore")
     for column in {"position_mm", "slices", "rows", "columns", *GEOMETRY_COLUMNS} & set(table.columns):
         table[column] = pd.to_numeric(table[column], errors="coerce")
     return table
@@ -179,7 +180,7 @@ def _hold_studies(results: Results, labels: StudyLabels) -> Held:
     if not (rows >= 0).any():
         raise UsageError(
             f"None of the {len(uids)} predicted studies has a label. A label file names studies by Study Instance UID "
-            "or Patient ID; the latter are in studies.csv after predict --patient-ids."
+            "or Patient ID; the latter are in studies.csv after predict --phi."
         )
     kept = slices[np.repeat(rows >= 0, lengths)]
     uids, lengths, n_predicted = uids[rows >= 0], lengths[rows >= 0], len(uids)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ich_seq import NothingUsableError, UsageError
 from ich_seq.dicom import NATIVE, SliceHeader, read_header
+from ich_seq.files import short_hash
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Reason, Unused
 
@@ -108,12 +109,20 @@ def check_input(root: Path) -> None:
         raise UsageError(f"{root} does not exist; give a folder of DICOM files.")
 
 
-def find_studies(root: Path, *, skip: Path | None = None, workers: int = 0, progress: Progress = silent) -> Findings:
+def find_studies(
+    root: Path,
+    *,
+    skip: Path | None = None,
+    workers: int = 0,
+    hide_names: bool = False,
+    progress: Progress = silent,
+) -> Findings:
     """Find every head CT study below a folder, however its files are named or scattered.
 
     Studies come sorted by UID and `unused` by file, so that the answer does not depend on names,
     order or `workers` (processes that read headers; 0 reads in this one). `skip` is a folder that is
-    passed over, such as the one being written. Raises UsageError if there is no folder, and
+    passed over, such as the one being written. With `hide_names` a file is known by a hash of its path
+    below `root`, since people name files after patients. Raises UsageError if there is no folder, and
     NothingUsableError if it holds no file.
     """
     check_input(root)
@@ -121,7 +130,8 @@ def find_studies(root: Path, *, skip: Path | None = None, workers: int = 0, prog
     if not files:
         raise NothingUsableError(f"{root} holds no files; give a folder of DICOM files.")
     base = root if root.is_dir() else root.parent
-    named = [(path, path.relative_to(base).as_posix()) for path in files]
+    name = short_hash if hide_names else str
+    named = [(path, name(path.relative_to(base).as_posix())) for path in files]
     headers: list[SliceHeader] = []
     unused: list[Unused] = []
     for done, result in enumerate(_read_headers(named, workers), start=1):

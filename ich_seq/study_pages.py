@@ -25,7 +25,7 @@ from ich_seq.novelty import STRANGE
 from ich_seq.pages import render
 from ich_seq.pictures import PICTURE_SIDE, READ_IN, jpeg_uri, overlaid, read_in_windows
 from ich_seq.reasons import Refused
-from ich_seq.report import StudyPrediction, by_likelihood
+from ich_seq.report import StudyPrediction, StudyResult, by_likelihood
 from ich_seq.studies import Counts, Study
 
 REPORT, PAGES = "report.html", "report"
@@ -85,7 +85,8 @@ class StudyPages:
         page = render(
             "study.html",
             said=said,
-            flags=flags(said),
+            result=said.result,
+            flags=flags(said.result),
             strips=_strips(said, across),
             marks=_rounded(across),
             keys=_rounded(across[chosen]),
@@ -93,17 +94,17 @@ class StudyPages:
             shaded=any(len(p.views) > len(READ_IN) for p in pictures),
             several=len(encoders) > 1,
         )
-        write_bytes(self.out / study_page(said.study_uid), page)
+        write_bytes(self.out / study_page(said.result.study_uid), page)
 
-    def write_worklist(self, predictions: Sequence[StudyPrediction], counts: Counts) -> None:
+    def write_worklist(self, results: Sequence[StudyResult], counts: Counts) -> None:
         """Write the worklist, likeliest first, at most ROWS_A_PAGE studies a page; report.html is its first page."""
-        ranked = by_likelihood(predictions)
+        ranked = by_likelihood(results)
         starts = range(0, len(ranked), ROWS_A_PAGE)
-        named = any(said.patient_id is not None for said in ranked)
+        named = any(result.patient_id is not None for result in ranked)
         for page, start in enumerate(starts):
             rows = [
-                {"number": number, "said": said, "flags": flags(said), "link": _from(page, study_page(said.study_uid))}
-                for number, said in enumerate(ranked[start : start + ROWS_A_PAGE], start=start + 1)
+                {"number": number, "result": r, "flags": flags(r), "link": _from(page, study_page(r.study_uid))}
+                for number, r in enumerate(ranked[start : start + ROWS_A_PAGE], start=start + 1)
             ]
             pages = [
                 {
@@ -142,13 +143,12 @@ def key_slices(probabilities: NDArray[np.float64]) -> list[int]:
     return sorted(chosen)
 
 
-def flags(said: StudyPrediction) -> tuple[str, ...]:
+def flags(result: StudyResult) -> tuple[str, ...]:
     """Return what a reader should know of a study before believing its probabilities."""
-    g, n = said.geometry, len(said.sop_uids)
-    span_mm = float(said.positions_mm[-1] - said.positions_mm[0])
+    g, n, span_mm = result.geometry, result.slices, result.span_mm
     found = {
-        f"unlike the training data: {said.novelty:.2f}": said.novelty >= STRANGE,
-        f"slices lost: {said.lost_slices}": said.lost_slices > 0,
+        f"unlike the training data: {result.novelty:.2f}": result.novelty >= STRANGE,
+        f"slices lost: {result.lost_slices}": result.lost_slices > 0,
         f"gaps: {g.gaps}": g.gaps > 0,
         f"repeated positions: {g.duplicates}": g.duplicates > 0,
         f"gantry tilt {g.tilt_deg:.0f}°": abs(g.tilt_deg) >= TILT_DEG,

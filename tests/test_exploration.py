@@ -19,6 +19,7 @@ import ich_seq
 from ich_seq import NothingUsableError, UsageError, explore
 from ich_seq.cli import cli
 from ich_seq.exploration import summarised
+from ich_seq.files import short_hash
 from ich_seq.labels import LABELS, SUBTYPES, read_labels
 from ich_seq.phantom import write_dataset
 from ich_seq.studies import find_studies
@@ -224,21 +225,22 @@ def test_a_table_of_studies_tells_prevalence_of_studies_and_patients(tmp_path):
 
 
 def test_text_of_others_is_never_markup(write_slice, tmp_path):
-    """Script in UIDs, in the scanner's name, in file names and in the folder's: the page holds none but as text."""
+    """Script in the scanner's name, in file names and in the folder's is none on the page; in a UID it is refused."""
     folder = tmp_path / "<script>alert(1)<"
     folder.mkdir()
     for i in range(4):
         write_slice(
             folder / f"<script>alert({i}).dcm", syntax=ImplicitVRLittleEndian, stored=np.full((32, 32), 1064 + i),
-            drop=["Manufacturer"], SOPInstanceUID=f"{HOSTILE}{i}", ImagePositionPatient=[0, 0, 5 * i],
-            text={"StudyInstanceUID": HOSTILE, "Manufacturer": HOSTILE, "SeriesInstanceUID": HOSTILE},
+            drop=["Manufacturer"], SOPInstanceUID=HOSTILE if i == 3 else f"1.{i}", ImagePositionPatient=[0, 0, 5 * i],
+            text={"Manufacturer": HOSTILE},
         )  # fmt: skip
-    labels = pd.DataFrame([{"image_id": f"{HOSTILE}{i}", **dict.fromkeys(SUBTYPES, i % 2)} for i in range(4)])
+    labels = pd.DataFrame([{"image_id": f"1.{i}", **dict.fromkeys(SUBTYPES, i % 2)} for i in range(3)])
     labels.to_csv(tmp_path / "labels.csv", index=False)
-    found = explore(folder, tmp_path / "out", tmp_path / "labels.csv")
+    found = explore(folder, tmp_path / "out", tmp_path / "labels.csv", phi=True)
     page = text_of(found.out)
     assert "<script" not in page.lower()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert found.counts.reasons == {"uid": 1}
     assert list(found.exploration["formats"]["scanner"]) == [HOSTILE]
 
 
@@ -314,7 +316,7 @@ def test_rejected_files_end_with_3_and_are_listed(write_slice, write_labels, tmp
     assert "1 rejected" in result.stderr
     assert "3 slices, 1 studies, 1 patients" in result.stdout
     assert re.search(r"subdural +1 \(33\.3 %\) +1 \(100\.0 %\)", result.stdout)
-    assert "broken.dcm,rejected,not_dicom" in (tmp_path / "out" / "rejected.csv").read_text()
+    assert f"{short_hash('broken.dcm')},rejected,not_dicom" in (tmp_path / "out" / "rejected.csv").read_text()
 
 
 def test_json_on_stdout_is_the_whole_exploration(phantoms, tmp_path):

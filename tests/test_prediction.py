@@ -17,6 +17,7 @@ from ich_seq import NothingUsableError
 from ich_seq.bundle import Calibrations, save_bundle
 from ich_seq.calibration import Calibration
 from ich_seq.config import Rnn
+from ich_seq.files import short_hash
 from ich_seq.labels import LABELS
 from ich_seq.model import SequenceModel
 from ich_seq.novelty import Familiar
@@ -152,9 +153,9 @@ def test_no_patient_is_named_unless_asked_for(run, dicom, report):
         assert not [secret for secret in secrets if secret.encode() in data or secret in name]
 
 
-def test_patient_ids_stand_in_the_table_and_on_the_page_where_asked_for(run):
-    """A column more in studies.csv and a fact more on each page, of that study's patient; never the name."""
-    plain, named = run("plain"), run("named", patient_ids=True)
+def test_patient_ids_and_file_names_stand_where_asked_for(run):
+    """A column more in studies.csv, a fact more on each page, names for hashes in rejected.csv; never the patient's."""
+    plain, named = run("plain"), run("named", phi=True)
     for row in rows_of(named / "studies.csv"):
         uid = row["study_uid"]
         assert row.pop("patient_id") == PATIENTS[uid]
@@ -165,10 +166,12 @@ def test_patient_ids_stand_in_the_table_and_on_the_page_where_asked_for(run):
     found, without = tree(named), tree(plain)
     assert {name for name in found if found[name] != without[name]} == {
         "studies.csv",
+        "rejected.csv",
         "run.json",
         "report.html",
         *map(study_page, PATIENTS),
     }
+    assert [rows_of(out / "rejected.csv")[0]["file"] for out in (plain, named)] == [short_hash("bad.dcm"), "bad.dcm"]
     assert not [name for name, data in found.items() if b"Testudo" in data]
 
 

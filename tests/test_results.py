@@ -291,7 +291,7 @@ def test_the_flow_of_studies_adds_up(written, known):
 @pytest.mark.parametrize("change", [lambda a, b: (a, b), lambda a, _: (a, None), named("p1", "p2", "p3")])
 def test_labels_of_other_studies_are_refused(written, change):
     """Not one is found: the remedy names what writes Patient IDs."""
-    with pytest.raises(UsageError, match="--patient-ids"):
+    with pytest.raises(UsageError, match="--phi"):
         hold(read_results(written(change)), labels_of_studies(["1.2.3", "CQ500-CT-0"]))
 
 

@@ -578,13 +578,13 @@ def test_a_study_file_that_is_gone_is_refused(store):
 
 
 def test_the_list_of_unused_files_tells_fate_and_reason():
-    """One row a file, in the order given, with its study; names that are no Unicode come out as the bytes they are."""
+    """One row a file, in the order given, with its study; names that are no Unicode come out escaped."""
     name = b"slice-\xff.dcm".decode("utf-8", "surrogateescape")
     told = unused_csv([Unused("a, b.dcm", Reason.NOT_CT, "An MR."), Unused(name, Reason.DECODE, "Broken.", "1.2.3")])
     assert told == (
         b"file,fate,reason,detail,study_uid\n"
         b'"a, b.dcm",excluded,not_ct,An MR.,\n'
-        b"slice-\xff.dcm,rejected,decode,Broken.,1.2.3\n"
+        b"slice-\\udcff.dcm,rejected,decode,Broken.,1.2.3\n"
     )
     assert unused_csv([]) == b"file,fate,reason,detail,study_uid\n"
 

@@ -26,7 +26,7 @@ from ich_seq.extraction import read_study
 from ich_seq.figures import Predicted
 from ich_seq.labels import LABELS
 from ich_seq.novelty import STRANGE, Familiar
-from ich_seq.report import StudyPrediction
+from ich_seq.report import StudyPrediction, StudyResult, said_of_study
 from ich_seq.studies import Counts, Geometry, Study, find_studies
 from ich_seq.study_pages import KEY_APART, KEY_SLICES, StudyPages, flags, key_slices, study_page
 
@@ -163,16 +163,19 @@ def said_of(study: Study, *, seed: int = 0, likeliest: float | None = None, **ch
         "patient_id": None,
         "matrix": study.matrix,
         "scanner": study.scanner,
-        "sop_uids": tuple(h.sop_uid for h in study.slices),
-        "positions_mm": study.positions_mm,
-        "slice_probabilities": beside["blend"].slices,
-        "study_probabilities": beside["blend"].studies[0],
-        "beside": beside,
+        "slices": n,
+        "span_mm": float(study.positions_mm[-1] - study.positions_mm[0]),
+        "said": said_of_study(beside),
         "geometry": SOUND,
         "lost_slices": 0,
         "novelty": 0.5,
     }
-    return StudyPrediction(**usual | changes)
+    return StudyPrediction(
+        result=StudyResult(**usual | changes),
+        sop_uids=tuple(h.sop_uid for h in study.slices),
+        positions_mm=study.positions_mm,
+        beside=beside,
+    )
 
 
 def with_slices(study: Study, probabilities) -> StudyPrediction:
@@ -190,18 +193,15 @@ def without_files(study: Study) -> Study:
 def written(pages: StudyPages, study: Study, said: StudyPrediction) -> Path:
     """Write the page of a study; return its path."""
     pages.write_study(study, said)
-    return pages.out / study_page(said.study_uid)
+    return pages.out / study_page(said.result.study_uid)
 
 
 def many(pages: StudyPages, study: Study, likeliest) -> list[StudyPrediction]:
     """Write pages of as many studies as probabilities are given, and the worklist of all."""
-    said = [
-        said_of(replace(study, uid=f"1.2.{i}"), seed=i, likeliest=p, sop_uids=tuple(h.sop_uid for h in study.slices))
-        for i, p in enumerate(likeliest)
-    ]
+    said = [said_of(replace(study, uid=f"1.2.{i}"), seed=i, likeliest=p) for i, p in enumerate(likeliest)]
     for one in said:
         pages.write_study(without_files(study), one)
-    pages.write_worklist(said, COUNTS)
+    pages.write_worklist([one.result for one in said], COUNTS)
     return said
 
 
@@ -252,13 +252,12 @@ def test_a_broad_bleeding_is_not_shown_three_times_over():
 
 def flagged(geometry=None, slices=30, step_mm=5.0, **changes) -> tuple[str, ...]:
     """The flags of a study without fault, but for some things."""
-    positions = -40 + step_mm * np.arange(slices)
-    said = StudyPrediction(
-        study_uid="1.2", patient=1, patient_id=None, matrix=(512, 512), scanner="", sop_uids=("1",) * slices,
-        positions_mm=positions, slice_probabilities=np.zeros((slices, K)), study_probabilities=np.zeros(K), beside={},
-        geometry=replace(SOUND, **geometry or {}), **{"lost_slices": 0, "novelty": 0.5} | changes,
+    result = StudyResult(
+        study_uid="1.2", patient=1, patient_id=None, matrix=(512, 512), scanner="", slices=slices,
+        span_mm=step_mm * (slices - 1), said=np.zeros((3, K)), geometry=replace(SOUND, **geometry or {}),
+        **{"lost_slices": 0, "novelty": 0.5} | changes,
     )  # fmt: skip
-    return flags(said)
+    return flags(result)
 
 
 @pytest.mark.parametrize(
@@ -303,10 +302,10 @@ def test_all_flags_can_be_raised_at_once(pages, twelve):
     """None hides another, and both the study's page and the worklist show them."""
     off = replace(SOUND, gaps=1, duplicates=2, tilt_deg=20.0, zones=3, spacing_mm=9.0)
     said = said_of(twelve, geometry=off, lost_slices=5, novelty=2.0)
-    raised = flags(said)
+    raised = flags(said.result)
     assert len(raised) == 8
     page = Page(written(pages, without_files(twelve), said))
-    pages.write_worklist([said], COUNTS)
+    pages.write_worklist([said.result], COUNTS)
     worklist = Page(pages.out / "report.html")
     assert all(flag in page.text for flag in raised)
     assert worklist.table("study")[0][4] == "".join(raised)
@@ -332,9 +331,9 @@ def test_every_link_leads_somewhere(pages, twelve):
     said = many(pages, twelve, [0.1, 0.9])
     assert assert_links_lead_somewhere(pages.out) >= 2 + 2 + 2 * 6
     linked = {link for link in Page(pages.out / "report.html").links if not link.startswith("#")}
-    assert linked == {study_page(one.study_uid) for one in said}
+    assert linked == {study_page(one.result.study_uid) for one in said}
     for one in said:
-        assert "../report.html" in Page(pages.out / study_page(one.study_uid)).links
+        assert "../report.html" in Page(pages.out / study_page(one.result.study_uid)).links
 
 
 @pytest.mark.parametrize("studies", [1, 3, 4, 8])
@@ -350,9 +349,9 @@ def test_a_long_worklist_goes_on_on_other_pages(pages, twelve, monkeypatch, stud
     rows = [row for page in read for row in page.table("study")]
     assert [len(page.table("study")) for page in read[:-1]] == [3] * (count - 1)
     assert [row[0] for row in rows] == [str(i + 1) for i in range(studies)]
-    expected = sorted(said, key=lambda one: -one.study_probabilities[ANY])
-    assert [row[1] for row in rows] == [one.study_uid for one in expected]
-    assert [float(row[2]) for row in rows] == pytest.approx([one.study_probabilities[ANY] for one in expected])
+    expected = sorted(said, key=lambda one: -one.result.probabilities[ANY])
+    assert [row[1] for row in rows] == [one.result.study_uid for one in expected]
+    assert [float(row[2]) for row in rows] == pytest.approx([one.result.probabilities[ANY] for one in expected])
     for path, page in zip(paths, read, strict=True):
         others = {(path.parent / link).resolve() for link in page.links if "worklist" in link or "report.html" in link}
         assert others == {other.resolve() for other in paths if other != path}
@@ -361,7 +360,7 @@ def test_a_long_worklist_goes_on_on_other_pages(pages, twelve, monkeypatch, stud
 
 def test_studies_equally_likely_are_ordered_by_uid(pages, twelve):
     """The order of finding, which is the disk's, decides nothing."""
-    said = [said_of(replace(twelve, uid=f"1.2.{i}"), likeliest=0.5) for i in (3, 1, 2)]
+    said = [said_of(replace(twelve, uid=f"1.2.{i}"), likeliest=0.5).result for i in (3, 1, 2)]
     pages.write_worklist(said, COUNTS)
     first = (pages.out / "report.html").read_bytes()
     assert [row[1] for row in Page(pages.out / "report.html").table("study")] == ["1.2.1", "1.2.2", "1.2.3"]
@@ -399,7 +398,7 @@ def test_an_older_run_s_pages_go_and_what_is_not_ours_stays(pages, twelve, monke
 )
 def test_a_page_is_named_by_a_hash_and_never_by_the_uid(pages, twelve, uid):
     """Whatever the UID, the page lies in the folder, under 16 hex digits, and UIDs do not share one."""
-    path = written(pages, without_files(twelve), replace(said_of(twelve), study_uid=uid))
+    path = written(pages, without_files(twelve), said_of(twelve, study_uid=uid))
     assert re.fullmatch(r"[0-9a-f]{16}\.html", path.name)
     assert [other for other in pages.out.rglob("*") if other.is_file()] == [path]
     assert path.parent == pages.out / "report"
@@ -417,7 +416,7 @@ def test_the_page_holds_every_probability_as_text(pages, twelve):
         page.table("CNN"), LABELS, *(said.beside[name].studies[0] for name in ("blend", "cnn", "rnn")), strict=True
     ):
         assert row == [label, *(f"{number:.3f}" for number in numbers)]
-    assert f"Any haemorrhage: {said.study_probabilities[ANY]:.3f}" in page.text
+    assert f"Any haemorrhage: {said.result.probabilities[ANY]:.3f}" in page.text
     rows = page.table("SOP Instance UID")
     assert len(rows) == 12
     for i, row in enumerate(rows):
@@ -449,7 +448,7 @@ def test_a_patient_id_that_was_asked_for_is_shown(pages, twelve):
 def test_the_worklist_tells_what_was_read_and_what_read_it(pages, twelve):
     """Files by their fate and reason, studies, the bundle's intended use, training and hash."""
     said = said_of(twelve)
-    pages.write_worklist([said], COUNTS)
+    pages.write_worklist([said.result], COUNTS)
     page = Page(pages.out / "report.html")
     assert page.text.count("1,234 files") == 1
     assert page.table("reason") == [["localizer", "3"], ["not_dicom", "1"]]
@@ -457,8 +456,8 @@ def test_the_worklist_tells_what_was_read_and_what_read_it(pages, twelve):
     assert page.facts["trained on"] == "4,321 studies of 1,111 patients"
     assert page.facts["bundle"].endswith("0123456789abcdef" * 4)
     (row,) = page.table("study")
-    assert row[:3] == ["1", "1.2.3.4", f"{said.study_probabilities[ANY]:.3f}"]
-    assert row[5:] == [*(f"{p:.3f}" for p in said.study_probabilities[:ANY]), "12"]
+    assert row[:3] == ["1", "1.2.3.4", f"{said.result.probabilities[ANY]:.3f}"]
+    assert row[5:] == [*(f"{p:.3f}" for p in said.result.probabilities[:ANY]), "12"]
 
 
 # Along the head
@@ -485,7 +484,7 @@ def test_every_line_lies_in_its_box(writer, twelve, data):
     probability = st.sampled_from([0.0, 1.0]) | st.floats(0, 1)
     steps = data.draw(st.lists(st.sampled_from([0.0, 0.6, 5.0]) | st.floats(0, 500), min_size=12, max_size=12))
     positions = data.draw(st.floats(-2000, 2000)) + np.cumsum(steps)
-    said = said_of(twelve, positions_mm=positions)
+    said = replace(said_of(twelve), positions_mm=positions)
     for name in ("cnn", "rnn", "blend"):
         drawn = data.draw(st.lists(probability, min_size=12 * K, max_size=12 * K))
         said.beside[name].slices[:] = np.reshape(drawn, (12, K))
@@ -508,7 +507,7 @@ def test_every_line_lies_in_its_box(writer, twelve, data):
 def test_a_strip_runs_from_the_lowest_slice_to_the_highest_by_millimetres(pages, twelve):
     """Slices far apart stand far apart: a gap is seen."""
     positions = np.array([-50.0, -45, -40, -35, -30, -25, -20, -15, -10, -5, 0, 50])
-    page = Page(written(pages, without_files(twelve), said_of(twelve, positions_mm=positions)))
+    page = Page(written(pages, without_files(twelve), replace(said_of(twelve), positions_mm=positions)))
     for points in page.points():
         assert points[:, 0] == pytest.approx([15 * i for i in range(11)] + [300], abs=0.06)
     assert "-50 mm" in page.text
@@ -615,7 +614,6 @@ def test_the_encoder_is_shown_what_it_was_shown_when_it_predicted(pages, twelve,
         whole,
         sop_uids=tuple(whole.sop_uids[i] for i in kept),
         positions_mm=whole.positions_mm[kept],
-        slice_probabilities=whole.slice_probabilities[kept],
         beside={name: replace(p, slices=p.slices[kept]) for name, p in whole.beside.items()},
     )
     shown = StudyPages(pages.out, replace(bundle, embedders={0: Embedder(encoder, execution, CPU)}))
@@ -705,7 +703,7 @@ def test_a_study_without_probability_stands_first(pages, scan):
     """NaN hides no study and leaves the order of the others."""
     said = [said_of(scan(3)) for _ in range(4)]
     said = [
-        replace(s, study_uid=f"1.{i}", study_probabilities=np.full(K, p))
+        replace(s.result, study_uid=f"1.{i}", said=np.full((3, K), p))
         for i, (s, p) in enumerate(zip(said, [0.1, np.nan, 0.9, 0.2], strict=True))
     ]
     pages.write_worklist(said, COUNTS)
@@ -717,10 +715,10 @@ def test_a_study_without_probability_stands_first(pages, scan):
 
 def hostile(scan, text) -> tuple[Study, StudyPrediction]:
     """A study whose every text is this, as DICOM files bring it."""
-    study = scan(3, uid=text, sop="{0}{1}", Manufacturer=text, ManufacturerModelName=text, PatientID=text)
-    assert text in study.uid
+    study = scan(3, Manufacturer=text, ManufacturerModelName=text, PatientID=text)
     assert text in study.scanner
-    assert text in study.slices[0].sop_uid
+    slices = tuple(replace(h, sop_uid=f"{text}{i}") for i, h in enumerate(study.slices))  # no file brings such UIDs in
+    study = replace(study, uid=text, slices=slices)
     return study, said_of(study, patient_id=study.patient_id)
 
 
@@ -739,7 +737,7 @@ def test_planted_text_is_inert(pages, scan, bundle, browser, text):
     study, said = hostile(scan, text)
     shown = replace(pages, bundle=replace(bundle, card=CARD | {"intended_use": text}))
     path = written(shown, study, said)
-    shown.write_worklist([said], COUNTS)
+    shown.write_worklist([said.result], COUNTS)
     page, worklist = Page(path), Page(pages.out / "report.html")
     assert page.facts["Study Instance UID"] == page.facts["Patient ID"] == text
     assert page.facts["scanner"] == f"{text} {text}"
@@ -766,12 +764,13 @@ def test_no_text_adds_a_tag(writer, twelve, text):
     """Whatever a UID, an ID or a scanner says, both pages have the tags that they have without."""
     study = without_files(twelve)
     plain = said_of(study, patient_id="P")
-    said = replace(plain, study_uid=text, patient_id=text, scanner=text, sop_uids=(text, *plain.sop_uids[1:]))
+    result = replace(plain.result, study_uid=text, patient_id=text, scanner=text)
+    said = replace(plain, result=result, sop_uids=(text, *plain.sop_uids[1:]))
     odd = replace(study, slices=(replace(study.slices[0], sop_uid=text), *study.slices[1:]))
     tags = []
     for whose, one in ((study, plain), (odd, said)):
         path = written(writer, whose, one)
-        writer.write_worklist([one], COUNTS)
+        writer.write_worklist([one.result], COUNTS)
         tags.append((Page(path).tags, Page(writer.out / "report.html").tags))
         path.unlink()
     assert tags[0] == tags[1]
@@ -796,7 +795,7 @@ def test_both_pages_are_sound(pages, scan, browser, monkeypatch):
     said = said_of(study, geometry=off, lost_slices=5, novelty=2.0, patient_id="P" * 64, scanner="S" * 128)
     path = written(pages, study, said)
     others = many(pages, study, [0.5] * 6)
-    pages.write_worklist([said, *others], COUNTS)
+    pages.write_worklist([one.result for one in (said, *others)], COUNTS)
     browser.assert_sound(path)
     browser.assert_sound(pages.out / "report.html")
     assert not browser.look(pages.out / "report" / "worklist-2.html").faults
@@ -810,7 +809,7 @@ def test_the_same_input_gives_the_same_bytes(bundle, twelve, tmp_path):
         pages.clear()
         said = said_of(twelve)
         pages.write_study(twelve, said)
-        pages.write_worklist([said], COUNTS)
+        pages.write_worklist([said.result], COUNTS)
         return {p.relative_to(pages.out): p.read_bytes() for p in pages.out.rglob("*") if p.is_file()}
 
     first = tree("one")
@@ -822,7 +821,7 @@ def test_no_page_names_a_file_or_a_folder(pages, twelve):
     """Where the files lay is nobody's business: paths hold names of patients often enough."""
     said = said_of(twelve)
     path = written(pages, twelve, said)
-    pages.write_worklist([said], COUNTS)
+    pages.write_worklist([said.result], COUNTS)
     folder = twelve.slices[0].path.parent
     for one in (path, pages.out / "report.html"):
         text = one.read_text()

@@ -6,8 +6,6 @@ Heavy imports sit inside the command bodies, so that `ich-seq --help` answers at
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from pathlib import Path
 
 import click
@@ -33,6 +31,7 @@ from ich_seq.commands import (
     telling,
     workers_option,
 )
+from ich_seq.signals import ended_by_signals
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,12 +106,12 @@ def train_cnn(
     \b
     ich-seq train-cnn stage_2_train --labels stage_2_train.csv --out cnn
     """
+    wanted = None if fold == "all" else read_fold("--fold", fold)
+    config = read_config(config_file, overrides)
     from ich_seq.cnn_training import train_cnn as run
     from ich_seq.figures import table
     from ich_seq.progress import shown
 
-    wanted = None if fold == "all" else read_fold("--fold", fold)
-    config = read_config(config_file, overrides)
     first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes say nothing
     with shown(quiet=quiet or not first) as progress:
         summary = run(
@@ -165,6 +164,7 @@ def extract_features(
     \b
     ich-seq extract-features stage_2_train --cnn cnn --out features
     """
+    config = read_config(config_file, overrides)
     from ich_seq.extraction import extract_features as run
     from ich_seq.progress import shown
 
@@ -172,7 +172,7 @@ def extract_features(
         summary = run(
             dicom,
             out,
-            read_config(config_file, overrides),
+            config,
             cnn=cnn,
             engine=engine,
             device=device,
@@ -213,12 +213,13 @@ def train_rnn(
     \b
     ich-seq train-rnn features --labels stage_2_train.csv --out bundle
     """
+    config = read_config(config_file, overrides)
     from ich_seq.figures import table
     from ich_seq.progress import shown
     from ich_seq.rnn_training import train_rnn as run
 
     with shown(quiet=quiet) as progress:
-        summary = run(features, labels, out, read_config(config_file, overrides), device=device, progress=progress)
+        summary = run(features, labels, out, config, device=device, progress=progress)
     name_unlabelled(summary.unlabelled)
     if summary.duplicate_label_rows:
         click.echo(f"Label rows that only repeat another: {summary.duplicate_label_rows}.", err=True)
@@ -386,9 +387,9 @@ def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, q
 
 
 def main() -> None:
-    """Run the command line; SIGTERM ends it like an exception, so that what is open is closed."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    cli()
+    """Run the command line."""
+    with ended_by_signals():
+        cli()
 
 
 if __name__ == "__main__":

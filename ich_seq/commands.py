@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from ich_seq import IchSeqError
+from ich_seq import IchSeqError, signals
 
 if TYPE_CHECKING:
     from ich_seq.cnn_training import CnnSummary
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EXIT_DONE, EXIT_SOME_REJECTED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 3, 130, 143
+EXIT_DONE, EXIT_BUG, EXIT_SOME_REJECTED, EXIT_INTERRUPTED = 0, 1, 3, 130
+INTERRUPTIONS: dict[object, str] = {129: "Ended by SIGHUP", EXIT_INTERRUPTED: "Interrupted", 143: "Ended by SIGTERM"}
+OFFLINE = "HF_HUB_OFFLINE"
+"""Hugging Face's own switch: no library that we load asks its hub, unless encoder.weights says so."""
+
+OFFLINE_ANYWAY = OFFLINE in os.environ
+DEBUG = "its text may hold patient data and is not shown: set ICH_SEQ_DEBUG=1 to see it. Please report these lines."
 GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
 MAX_NAMED = 3
 """How many studies are named on the terminal; --json names all."""
@@ -49,17 +56,30 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; raise click's exception for a refusal."""
+        os.environ.setdefault(OFFLINE, "1")
         try:
             return super().invoke(ctx)
         except IchSeqError as refusal:
             raise Refusal(refusal) from refusal
-        except KeyboardInterrupt:
-            click.echo(f"Interrupted. {GO_ON}", err=True)
-            ctx.exit(EXIT_INTERRUPTED)
-        except SystemExit as end:
-            if end.code == EXIT_TERMINATED:
-                click.echo(f"Ended by SIGTERM. {GO_ON}", err=True)
-            raise
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
+            raise  # click's own ways to end
+        except (KeyboardInterrupt, SystemExit) as end:
+            code = EXIT_INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+            if code in INTERRUPTIONS:
+                click.echo(f"{INTERRUPTIONS[code]}. {GO_ON}", err=True)
+            ctx.exit(code if isinstance(code, int) else EXIT_DONE)
+        except Exception as error:
+            if signals.exit_code():  # which some library turned into an error of its own
+                ctx.exit(signals.exit_code() or EXIT_DONE)
+            click.echo(our_bug(error), err=True)
+            ctx.exit(EXIT_BUG)
+
+
+def our_bug(error: Exception) -> str:
+    """Say where an error came about, without its text: that can quote names, paths and values of patients."""
+    frames = [f"  {f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+    told = f": {error}" if os.environ.get("ICH_SEQ_DEBUG") else f"; {DEBUG}"
+    return "\n".join([f"A bug of ich-seq: {type(error).__name__}{told}", *frames])
 
 
 def telling(command: Command) -> Command:
@@ -111,10 +131,16 @@ dicom_argument = click.argument("dicom", type=click.Path(path_type=Path))
 
 
 def read_config(path: Path | None, overrides: tuple[str, ...]) -> Config:
-    """Read settings from a file and from --set. Raises UsageError for what is none."""
+    """Read settings from a file and from --set. Raises UsageError for what is none.
+
+    To be called before what loads networks is imported: settings that ask for weights of the hub open the way to it.
+    """
     from ich_seq.config import load_config
 
-    return load_config(path, overrides)
+    config = load_config(path, overrides)
+    if config.encoder.weights == "hub" and not OFFLINE_ANYWAY:
+        os.environ.pop(OFFLINE, None)
+    return config
 
 
 def read_shares(given: tuple[str, ...]) -> dict[str, float]:

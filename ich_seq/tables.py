@@ -1,4 +1,4 @@
-"""CSV as it leaves the package: no cell of text that a spreadsheet would take for a formula."""
+"""CSV as it leaves the package: no cell of text that a spreadsheet would compute, or a terminal obey."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@")
 """How a cell begins that Excel, LibreOffice or Google Sheets may compute (OWASP, CSV injection)."""
 
 GUARD = "'"
 
 
 def guarded(text: str) -> str:
-    """Return text for a cell: with a ' before what would be a formula, as spreadsheets themselves write it."""
+    """Return text for a cell: a ' before what would be a formula, as spreadsheets themselves write it, and escapes for
+    what is not printable, such as line ends, a terminal's control sequences, or bytes of no encoding.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return GUARD + text if text.startswith(FORMULA) else text
 
 
 def unguarded(cell: str) -> str:
-    """Return the text that `guarded` made a cell of."""
+    """Return the text that `guarded` made a cell of; escapes stay."""
     return cell[1:] if cell.startswith(GUARD) and cell[1:].startswith(FORMULA) else cell
 
 
@@ -30,7 +34,7 @@ def csv_rows(rows: Iterable[Iterable[str | float | None]], decimals: int = 6) ->
     """Return rows as CSV: text guarded, numbers with so many decimals, what is NaN or None left empty."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(value, decimals) for value in row] for row in rows)
-    return _encoded(text.getvalue())
+    return text.getvalue().encode()
 
 
 def _cell(value: str | float | None, decimals: int) -> str:
@@ -45,8 +49,4 @@ def csv_table(table: pd.DataFrame, float_format: str | None = None) -> bytes:
     """Return a table as CSV, a line of column names first, text guarded in both."""
     safe = table.map(lambda value: guarded(value) if isinstance(value, str) else value)
     safe.columns = [guarded(str(name)) for name in table.columns]
-    return _encoded(safe.to_csv(index=False, lineterminator="\n", float_format=float_format))
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # of names that are no UTF-8
+    return bytes(safe.to_csv(index=False, lineterminator="\n", float_format=float_format).encode())

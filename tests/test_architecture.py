@@ -13,6 +13,7 @@ PACKAGE = Path(ich_seq.__file__).parent
 
 LEVELS = {
     "__init__": 0,
+    "signals": 0,
     "tables": 0,
     "devices": 1,
     "readers": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 from ich_seq.cli import cli
 from ich_seq.cnn_training import CnnSummary
-from ich_seq.commands import EXIT_INTERRUPTED
+from ich_seq.commands import EXIT_INTERRUPTED, OFFLINE
 from ich_seq.extraction import ExtractionSummary
 from ich_seq.files import short_hash
 from ich_seq.prediction import PredictionSummary
@@ -157,17 +158,41 @@ def test_a_cuda_device_that_is_not_there_ends_with_2(tmp_path: Path) -> None:
     assert "--device cuda:99" in result.stderr
 
 
-def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An unforeseen exception is not dressed up as a user's mistake."""
+def test_a_bug_of_ours_ends_with_1_and_tells_where_but_not_what(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An unforeseen exception is no user's mistake; its text may quote a patient and is shown on demand only."""
     import ich_seq.extraction
 
     def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("Haemorrhagicus^Testudo")
 
     monkeypatch.setattr(ich_seq.extraction, "extract_features", broken)
-    result = run("extract-features", tmp_path, "--out", tmp_path / "o")
-    assert isinstance(result.exception, ZeroDivisionError)
-    assert result.exit_code == 1
+    for debug in (False, True):
+        if debug:
+            monkeypatch.setenv("ICH_SEQ_DEBUG", "1")
+        result = run("extract-features", tmp_path, "--out", tmp_path / "o")
+        assert result.exit_code == 1
+        assert "ZeroDivisionError" in result.stderr
+        assert f"{__file__}:" in result.stderr
+        assert ("Testudo" in result.stderr) == debug
+
+
+def test_the_hub_is_shut_unless_the_settings_ask_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Libraries are told to stay offline; encoder.weights=hub lifts it, but not over the user's own word."""
+    import ich_seq.extraction
+    from ich_seq import commands
+
+    seen: list[str | None] = []
+    monkeypatch.setattr(ich_seq.extraction, "extract_features", lambda *_, **__: seen.append(os.environ.get(OFFLINE)))
+    for anyway, weights in ((False, "random"), (False, "hub"), (True, "hub")):
+        monkeypatch.setattr(commands, "OFFLINE_ANYWAY", anyway)
+        if anyway:
+            monkeypatch.setenv(OFFLINE, "1")
+        else:
+            monkeypatch.delenv(OFFLINE, raising=False)
+        run("extract-features", tmp_path, "--out", tmp_path / "o", "--set", f"encoder.weights={weights}")
+    assert seen == ["1", None, "1"]
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""SIGINT, SIGTERM and SIGHUP end a command soon, with the exit code a shell gives them, whatever it is in the midst of.
+
+Python turns a signal into an exception at some point of the main thread, and an exception can be swallowed: in a
+destructor, in a library's callback, in an import that fails with another. So it is raised again until the command has
+ended, and at last the process ends without asking: what is on disk is whole at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN_S = 1.0
+"""How long the command may take to unwind before it is interrupted anew."""
+
+GRACE_S = 4.5
+"""How long after a signal the process ends in any case: orchestrators that give five seconds shall see it gone."""
+
+_came: list[int] = []
+
+
+def exit_code() -> int | None:
+    """Return the code to end with if a signal came, 128 and its number."""
+    return 128 + _came[0] if _came else None
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let the signals end the block by SystemExit, for certain and within GRACE_S; for the main thread of a command."""
+    handlers = {number: signal.signal(number, _end) for number in ENDING}
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda swallowed: None if _ours(swallowed) else shown(swallowed)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = shown
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _ours(swallowed: sys.UnraisableHookArgs) -> bool:
+    """Tell whether what a destructor swallowed is the end that we asked for: it will be asked for again."""
+    return bool(_came) and issubclass(swallowed.exc_type, SystemExit)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if not _came:
+        _came.append(number)
+        threading.Thread(target=_insist, args=(number,), daemon=True).start()
+    raise SystemExit(exit_code())
+
+
+def _insist(number: int) -> None:
+    until, main = time.monotonic() + GRACE_S, threading.main_thread().ident or 0
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(AGAIN_S, left))
+        if signal.getsignal(number) is _end:
+            signal.pthread_kill(main, number)  # to that thread, so that what it waits for is interrupted
+    os._exit(128 + number)

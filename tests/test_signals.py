@@ -1,0 +1,92 @@
+"""Signals end a command for certain: where an exception is raised, swallowed or turned into another."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+BLOCKS = {
+    "computing": "while True: pass",
+    "waiting": "import time; time.sleep(60)",
+    "swallowed once": """
+import time
+class Swallows:
+    def __del__(self):
+        print("here", flush=True)
+        time.sleep(60)
+Swallows()
+time.sleep(60)""",
+    "swallowed for ever": """
+import time
+while True:
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass""",
+}
+
+
+def started(block: str) -> subprocess.Popen[str]:
+    """A process in the midst of a block that signals end."""
+    said = f"""
+from ich_seq.signals import ended_by_signals
+with ended_by_signals():
+    print("ready", flush=True)
+    exec({block!r})
+"""
+    command = [sys.executable, "-c", said]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_signal_ends_a_block_with_its_code_and_without_a_traceback(block, number):
+    """Within five seconds, whatever becomes of the exception, and 128 and the signal's number as a shell has it."""
+    process = started(BLOCKS[block])
+    began = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert time.monotonic() - began < 5.5
+    assert err == ""
+
+
+def test_the_handlers_are_those_from_before_once_the_block_has_ended():
+    """What a program does with signals is its own again."""
+    said = """
+import signal
+from ich_seq.signals import ENDING, ended_by_signals
+before = [signal.getsignal(number) for number in ENDING]
+with ended_by_signals():
+    assert [signal.getsignal(number) for number in ENDING] != before
+assert [signal.getsignal(number) for number in ENDING] == before
+"""
+    subprocess.run([sys.executable, "-c", said], check=True)
+
+
+def test_an_error_that_a_signal_was_turned_into_is_still_its_end(tmp_path):
+    """A library that catches SystemExit and raises an error of its own is no bug of ours."""
+    said = """
+import os, signal, sys, time
+import ich_seq.extraction
+from ich_seq.cli import main
+def work(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except SystemExit:
+        raise ImportError("no module")
+ich_seq.extraction.extract_features = work
+sys.argv = ["ich-seq", "extract-features", "in", "--out", "out"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", said], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert "bug" not in done.stderr

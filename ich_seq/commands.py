@@ -40,7 +40,7 @@ MAX_NAMED = 3
 EXIT_CODES = """\b
 Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be meant;
 3 done, but some files were rejected (see rejected.csv; under torchrun 0, as it
-takes 3 for a failure); 4 nothing usable; 5 output or disk; 130, 143 interrupted."""
+takes 3 for a failure); 4 nothing usable; 5 output or disk; 129, 130, 143 interrupted."""
 
 
 class Refusal(click.ClickException):

@@ -1,5 +1,6 @@
 # make demo   everything once on synthetic studies, in minutes
 # make test   the quick tests            make test-slow   the others
+# make battery   all attacks on the package, about an hour; make test runs a slice of each
 # make lint   formatting, lint, types    make check       these three
 #
 # Needs Python 3.11 or newer, pip and make; the first target makes .venv and installs into it.
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint check clean
+.PHONY: demo test test-slow battery lint check clean
 
 demo: $(READY)
 	rm -rf build/demo
@@ -19,6 +20,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -q -m slow
+
+battery: $(READY)
+	$(VENV)/bin/python tools/battery.py build/battery
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

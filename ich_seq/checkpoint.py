@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ich_seq import ArtefactError, UsageError
-from ich_seq.files import sha256_bytes, write_json
+from ich_seq.files import read_json, sha256_bytes, write_json
 from ich_seq.weights import read_tensors, write_tensors
 
 OWN_HASH = "facts_sha256"
@@ -39,7 +39,7 @@ def save_checkpoint(root: Path, name: str, tensors: dict[str, Tensor], facts: di
 def load_checkpoint(root: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read the last state whole, or None: one that is absent or damaged is none, and the training starts afresh."""
     try:
-        facts = json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+        facts = read_json(root / f"{name}.json")
         if facts.pop(OWN_HASH) != _hash(facts):
             return None
         return read_tensors(root / Path(facts["file"]).name, facts["sha256"]), facts

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
-from ich_seq.files import sha256_bytes, sha256_file, write_json
+from ich_seq.files import read_json, read_whole, sha256_bytes, sha256_file, write_json
 from ich_seq.reasons import Unused, unused_from_json
 from ich_seq.store import read_manifest
 from ich_seq.tables import csv_rows
@@ -93,7 +92,7 @@ def read_fold(root: Path, fold: int) -> FoldResult | None:
     """Read a trained fold; None if it is absent or one of its files is not the one that was written."""
     folder = fold_folder(root, fold)
     try:
-        result = FoldResult.from_json(json.loads((folder / FOLD).read_text(encoding="utf-8")))
+        result = FoldResult.from_json(read_json(folder / FOLD))
         whole = (
             result.fold == fold
             and sha256_file(folder / ENCODER) == result.spec.sha256
@@ -141,7 +140,7 @@ def load_run(root: Path) -> CnnRun:
         if result is None or result.spec != spec:
             raise ArtefactError(f"{fold_folder(root, fold)} was changed since it was written; train the fold again.")
         results[fold] = result
-    table = (root / FOLDS).read_bytes() if (root / FOLDS).is_file() else b""
+    table = read_whole(root / FOLDS) if (root / FOLDS).is_file() else b""
     if sha256_bytes(table) != folds_sha256:
         raise ArtefactError(f"{root / FOLDS} was changed since it was written; train again.")
     rows = list(csv.DictReader(io.StringIO(table.decode())))
@@ -161,7 +160,7 @@ def claim_folder(root: Path, plan: dict[str, Any]) -> None:
     path = root / "plan.json"
     if path.exists():
         try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            begun = read_json(path)
         except ValueError:
             begun = None
         if begun != plan:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from ich_seq import IchSeqError, signals
+from ich_seq.tables import printable
 
 if TYPE_CHECKING:
     from ich_seq.cnn_training import CnnSummary
@@ -47,7 +48,7 @@ class Refusal(click.ClickException):
     """A refusal of the package as click shows it: its sentence, then its exit code."""
 
     def __init__(self, refusal: IchSeqError) -> None:
-        super().__init__(str(refusal))
+        super().__init__("\n".join(map(printable, str(refusal).splitlines())))  # it may quote a file of anybody's
         self.exit_code = refusal.exit_code  # type: ignore[misc]  # click declares it for the class
 
 
@@ -166,7 +167,7 @@ def name_unlabelled(unlabelled: tuple[str, ...]) -> None:
     """Say on stderr which studies were left out for want of labels, if any were."""
     if unlabelled:
         named = ", ".join(unlabelled[:MAX_NAMED]) + (" ..." if len(unlabelled) > MAX_NAMED else "")
-        click.echo(f"Left out for want of labels: {len(unlabelled)} studies ({named}).", err=True)
+        click.echo(f"Left out for want of labels: {len(unlabelled)} studies ({printable(named)}).", err=True)
 
 
 def counted(summary: ExtractionSummary | PredictionSummary) -> str:

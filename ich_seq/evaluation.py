@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ich_seq.checklist import answers_of_card, fill_checklist
 from ich_seq.evaluation_page import evaluation_page
 from ich_seq.failures import find_failures
 from ich_seq.figures import Predicted, table
-from ich_seq.files import locked_folder, remove, sha256_file, write_bytes, write_json
+from ich_seq.files import locked_folder, read_json, remove, sha256_file, write_bytes, write_json
 from ich_seq.labels import LABELS
 from ich_seq.metrics import Resamples
 from ich_seq.progress import Progress, silent
@@ -216,7 +215,7 @@ def _run_of(predictions: Path) -> dict[str, Any]:
     if predictions.name != SLICES or not path.is_file():
         return {}
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run: dict[str, Any] = read_json(path)
         known = asdict(TypeAdapter(Counts).validate_python(run["counts"])) if "counts" in run else {}
         return run | {"counts": known}
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,9 @@ from ich_seq import OutputError
 
 PARTIAL = ".ich-seq-partial"
 """Suffix of a file that is being written; leftovers are removed when the folder is opened again."""
+
+MAX_JSON_BYTES = 1 << 26
+"""A description of ours has some kilobytes; that of a run with a million rejected files has less than this."""
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -25,6 +30,41 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hex digits, in constant memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_whole(path: Path, most_bytes: int | None = None) -> bytes:
+    """Return a file's bytes. Raises OSError, for a pipe or device too, which would not end, and beyond `most_bytes`."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - a descriptor
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"more than {most_bytes} bytes")
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON values of a file of ours. Raises OSError, and ValueError for what `write_json` does not write."""
+    return parse_json(read_whole(path, MAX_JSON_BYTES))
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return JSON values. Raises ValueError for what is no JSON, NaN, a name twice, and nesting without end."""
+    try:
+        return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name that stands twice")
+    return values
 
 
 def short_hash(text: str) -> str:

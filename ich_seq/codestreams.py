@@ -32,7 +32,7 @@ LEAST_BITS, MOST_BITS = 9, 16
 ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP"
 SOC_SIZ = b"\xff\x4f\xff\x51"
-SOI, SOF_JPEG_LS = b"\xff\xd8", 0xF7
+SOI, SOS, SOF_JPEG_LS = b"\xff\xd8", 0xDA, 0xF7
 NOT_SOF = {0xC4, 0xC8, 0xCC}
 """Markers among C0 to CF that begin no frame: Huffman tables, extensions, arithmetic conditioning (ITU-T T.81)."""
 
@@ -122,7 +122,7 @@ def _check_rle(head: bytes) -> None:
 
 def _jpeg2000_size(head: bytes) -> Size:
     """Read the SIZ segment, which comes first (ISO/IEC 15444-1 A.5.1), also inside a JP2 file."""
-    start = head.index(SOC_SIZ) if head.startswith(JP2_SIGNATURE) else 0
+    start = _codestream_box(head) if head.startswith(JP2_SIGNATURE) else 0
     if head[start : start + 4] != SOC_SIZ:
         raise ValueError("no SIZ segment")
     x1, y1, x0, y0, tile_x, tile_y, tile_x0, tile_y0, components = struct.unpack_from(">8IH", head, start + 8)
@@ -134,11 +134,23 @@ def _jpeg2000_size(head: bytes) -> Size:
     return Size(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1)
 
 
+def _codestream_box(head: bytes) -> int:
+    """Return where the codestream begins in a JP2 file (ISO/IEC 15444-1 I.4), whose other boxes may hold anything."""
+    place = 0
+    while True:
+        length, name = struct.unpack_from(">I4s", head, place)
+        if name == b"jp2c":
+            return place + (16 if length == 1 else 8)
+        if length < 8:
+            raise ValueError("no box")
+        place += length
+
+
 def _jpeg_size(head: bytes) -> Size:
-    """Walk over the segments of a JPEG or JPEG-LS stream to the frame header (ITU-T T.81 B.2, T.87 C.2.2)."""
+    """Walk over the segments of a JPEG or JPEG-LS stream up to its scan: one is the frame header (ITU-T T.81 B.2)."""
     if head[:2] != SOI:
         raise ValueError("no start of image")
-    place = 2
+    place, size = 2, None
     while True:
         while head[place + 1] == 0xFF:  # fill bytes
             place += 1
@@ -147,5 +159,11 @@ def _jpeg_size(head: bytes) -> Size:
             raise ValueError("no marker")
         if marker == SOF_JPEG_LS or (0xC0 <= marker <= 0xCF and marker not in NOT_SOF):
             bits, rows, columns, components = struct.unpack_from(">BHHB", head, place + 4)
-            return Size(rows, columns, components, bits)
+            if size is not None:
+                raise ValueError("two frame headers, of which decoders take the other")
+            size = Size(rows, columns, components, bits)
+        if marker == SOS:
+            if size is None:
+                raise ValueError("no frame header")
+            return size
         place += 2 + struct.unpack_from(">H", head, place + 2)[0]

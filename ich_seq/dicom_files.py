@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from pydicom.filereader import read_dataset
 from pydicom.uid import ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from ich_seq.elements import text
+from ich_seq.elements import once, text
 from ich_seq.reasons import Reason, Refused
 
 MAX_FILE_BYTES = 1 << 27
@@ -78,7 +78,7 @@ def seek_dataset(stream: BinaryIO, path: Path) -> None:
 
 def read_syntax(stream: BinaryIO) -> str:
     """Read the file meta group, which alone is always explicit little endian; return the transfer syntax."""
-    meta = read_dataset(sparing(stream), False, True, stop_when=lambda tag, vr, length: tag >> 16 != META_GROUP)
+    meta = read_dataset(sparing(stream), False, True, stop_when=once(lambda tag: tag >> 16 != META_GROUP))
     if text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise Refused(Reason.DICOMDIR, "A DICOMDIR; the files it lists are read from the folder itself.")
     return text(meta, "TransferSyntaxUID") or ImplicitVRLittleEndian

@@ -6,11 +6,13 @@ pydicom finds them; its own conversion of each would take most of the time of a 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from ich_seq.reasons import Reason, Refused
 
@@ -46,6 +48,7 @@ KEYWORDS = [
 
 TAGS = {keyword: Tag(keyword) for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID", *KEYWORDS)}
 TAG_NUMBERS = [int(TAGS[keyword]) for keyword in KEYWORDS]
+ASKED_FOR = {int(tag) for tag in TAGS.values()}
 
 BINARY = {
     "SamplesPerPixel",
@@ -58,6 +61,28 @@ BINARY = {
     "PixelPaddingValue",
 }
 """Elements that are two binary bytes where the file does not state another VR (PS3.6)."""
+
+
+DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
+"""PS3.5 6.2: a Decimal String; Python reads more than that as a number, such as 1_000."""
+
+BINARY_VRS = {"AT", "FD", "FL", "OB", "OD", "OF", "OL", "OV", "OW", "SL", "SQ", "SV", "UL", "UV"}
+"""Their bytes are no digits, though they may look so."""
+
+
+def once(ends: Callable[[int], bool]) -> Callable[[BaseTag, str | None, int], bool]:
+    """Return what tells pydicom where a header ends. Refused (DAMAGED_HEADER): an element of ours a second time."""
+    seen: set[int] = set()
+
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+        number = int(tag)
+        if number in seen:
+            raise Refused(Reason.DAMAGED_HEADER, f"({number >> 16:04X},{number & 0xFFFF:04X}) is there twice.")
+        if number in ASKED_FOR and (seen or length):  # pydicom may ask about the first one twice, by no length at first
+            seen.add(number)
+        return ends(number)
+
+    return stop
 
 
 def _raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
@@ -84,7 +109,7 @@ def text(dataset: Dataset, keyword: str) -> str:
 def words(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     """Return the values of an element as texts, none if it is absent."""
     value = text(dataset, keyword)
-    return tuple(word.strip() for word in value.split("\\")) if value else ()
+    return tuple(word.strip(" \t\r\n\f\v") for word in value.split("\\")) if value else ()
 
 
 def required(dataset: Dataset, keyword: str) -> str:
@@ -99,6 +124,14 @@ def whole(dataset: Dataset, keyword: str, default: int = 0) -> int:
     """Return a whole number that may be absent; one that cannot be read counts as absent."""
     value = integer(dataset, keyword)
     return default if value is None else value
+
+
+def optional_whole(dataset: Dataset, keyword: str) -> int | None:
+    """Return a whole number, None if it is absent. Refused (PIXEL_FORMAT) if it is there and none."""
+    value = integer(dataset, keyword)
+    if value is None and _raw(dataset, keyword) is not None:
+        raise Refused(Reason.PIXEL_FORMAT, f"{keyword} is no whole number.")
+    return value
 
 
 def required_whole(dataset: Dataset, keyword: str) -> int:
@@ -120,11 +153,11 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
         if len(value) % 2:
             raise Refused(Reason.DAMAGED_HEADER, f"{keyword} has an impossible length.")
         return int.from_bytes(value, order, signed=element.VR == "SS") if len(value) == 2 else None
-    try:
-        number = float(value.decode("latin-1").strip(" \0"))
-        return int(number) if number.is_integer() else None
-    except (ValueError, OverflowError):
+    digits = value.decode("latin-1").strip(" \0")
+    if element.VR in BINARY_VRS or not DECIMAL.fullmatch(digits):
         return None
+    number = float(digits)
+    return int(number) if number.is_integer() else None
 
 
 def numbers(dataset: Dataset, keyword: str, count: int, reason: Reason) -> tuple[float, ...]:
@@ -132,10 +165,9 @@ def numbers(dataset: Dataset, keyword: str, count: int, reason: Reason) -> tuple
     given = words(dataset, keyword)
     if not given:
         raise Refused(Reason.MISSING_TAG, f"{keyword} is absent or empty.")
-    try:
-        values = tuple(float(value) for value in given)
-    except ValueError:
-        raise Refused(reason, f"{keyword} is not a number.") from None
+    if not all(DECIMAL.fullmatch(value) for value in given):
+        raise Refused(reason, f"{keyword} is not a number.")
+    values = tuple(float(value) for value in given)
     if len(values) != count or not all(math.isfinite(value) for value in values):
         raise Refused(reason, f"{keyword} is not {count} finite number{'s' if count > 1 else ''}.")
     return values

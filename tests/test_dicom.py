@@ -500,6 +500,7 @@ HEADERS: dict[str, tuple[dict[str, Any], Reason]] = {
     "8-bit JPEG": ({"syntax": JPEGBaseline8Bit}, Reason.TRANSFER_SYNTAX),
     "no pixels": ({"drop": ["PixelData"]}, Reason.PIXEL_DATA),
     "more rows than pixels": ({"Rows": 17}, Reason.PIXEL_DATA),
+    "fewer rows than pixels": ({"Rows": 16, "stored": np.zeros((17, 16))}, Reason.PIXEL_DATA),
 }
 
 
@@ -518,7 +519,7 @@ def test_a_file_that_is_no_usable_slice_is_refused_for_its_reason(tmp_path, writ
     assert unused.detail.endswith(".")
 
 
-@pytest.mark.parametrize("value", ["abc", "nan", "inf", "-inf", "1e400", "1,5", "0x10", "\x00\x01"])
+@pytest.mark.parametrize("value", ["abc", "nan", "inf", "-inf", "1e400", "1,5", "0x10", "\x00\x01", "1_0", "1\xa0"])
 @pytest.mark.parametrize(
     ("keyword", "count", "reason"),
     [
@@ -549,6 +550,59 @@ def test_a_finite_but_absurd_number_is_refused(tmp_path, write_slice, keyword, v
     """Numbers that overflow float32 pixels or the distance of two slices never get through the gate."""
     path = write_slice(tmp_path / "a.dcm", syntax=ImplicitVRLittleEndian, drop=[keyword], text={keyword: value})
     assert refused(path).reason == reason
+
+
+@pytest.mark.parametrize("value", ["2xyz", "1\\1 ", "abcd"])
+@pytest.mark.parametrize("keyword", ["NumberOfFrames", "SamplesPerPixel", "HighBit", "PixelPaddingValue"])
+def test_an_optional_number_that_decides_about_pixels_is_not_guessed(tmp_path, write_slice, keyword, value):
+    """One that is there and cannot be read is no absent one: its default would be a guess."""
+    path = write_slice(tmp_path / "a.dcm", syntax=ImplicitVRLittleEndian, drop=[keyword], text={keyword: value})
+    assert refused(path).reason == Reason.PIXEL_FORMAT
+
+
+@pytest.mark.parametrize("value", [b"2 ", b"1 ", b""])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_an_element_that_is_there_twice_is_refused(tmp_path, write_slice, syntax, value):
+    """Of two slopes one would be taken in silence, and readers differ in which."""
+    path = write_slice(tmp_path / "a.dcm", syntax=syntax)
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    implicit = syntax == ImplicitVRLittleEndian
+    tag = struct.pack(f"{order}HH", 0x0028, 0x1053)
+    length = struct.pack(f"{order}I", len(value)) if implicit else b"DS" + struct.pack(f"{order}H", len(value))
+    content = path.read_bytes()
+    at = content.index(tag)
+    path.write_bytes(content[:at] + tag + length + value + content[at:])
+    assert refused(path).reason == Reason.DAMAGED_HEADER
+
+
+def test_two_transfer_syntaxes_are_refused(tmp_path, write_slice):
+    """Whoever takes the last and whoever takes the first would read two different images."""
+    path = write_slice(tmp_path / "a.dcm")
+    content = path.read_bytes()
+    at = content.index(b"\x02\x00\x10\x00UI")
+    second = b"\x02\x00\x10\x00UI" + struct.pack("<H", 18) + ImplicitVRLittleEndian.encode().ljust(18, b"\0")
+    path.write_bytes(content[:at] + second + content[at:])
+    assert refused(path).reason == Reason.DAMAGED_HEADER
+
+
+@pytest.mark.parametrize("vr", [b"UN", b"OF", b"OV", b"UT"])
+def test_pixels_of_another_kind_are_not_read_from_the_wrong_byte(tmp_path, write_slice, vr):
+    """Their length once was read from the VR, and the image began four bytes early."""
+    path = write_slice(tmp_path / "a.dcm", syntax=ExplicitVRLittleEndian)
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    path.write_bytes(content[: at + 4] + vr + content[at + 6 :])
+    assert refused(path).reason == Reason.PIXEL_DATA
+
+
+def test_a_syntax_that_is_no_uid_is_not_repeated(tmp_path, write_slice):
+    """What a file says of itself reaches tables and terminals."""
+    path = write_slice(tmp_path / "a.dcm")
+    path.write_bytes(with_syntax(path.read_bytes(), "\x1b[2J=evil"))
+    unused = refused(path)
+    assert unused.reason == Reason.TRANSFER_SYNTAX
+    assert unused.detail.isprintable()
+    assert "evil" not in unused.detail
 
 
 def test_cosines_of_three_decimals_are_accepted(tmp_path, write_slice):

@@ -104,6 +104,9 @@ MAX_SCANNER_LETTERS = 2 * 64
 """DICOM PS3.5 6.2: a Long String, as maker and model are, has 64 letters at most."""
 
 FIRST_PIXEL_TAG = 0x7FE00008
+PADDING_BYTES = 16
+"""Some writers fill up the element; a column too many, which would shear the image, is longer than this."""
+
 UNDEFINED_LENGTH = 0xFFFFFFFF
 PYDICOM_STATE = threading.Lock()
 """pydicom's validation and Python's warning filters are the process's own; two threads must not swap them at once."""
@@ -382,7 +385,7 @@ def _check_length(length: int, left: int, expected: int) -> None:
     if length == UNDEFINED_LENGTH:
         raise Refused(Reason.PIXEL_DATA, "The pixels are compressed, but the transfer syntax says they are not.")
     held = max(0, min(length, left))
-    if length > expected:
+    if length > expected + PADDING_BYTES:
         raise Refused(Reason.PIXEL_DATA, f"{length} bytes of pixel data for an image of {expected}.")
     if held < expected:
         raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {held} of {expected} bytes; copy the file again.")

@@ -32,6 +32,7 @@ LEAST_BITS, MOST_BITS = 9, 16
 ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP"
 SOC_SIZ = b"\xff\x4f\xff\x51"
+SOT = b"\xff\x90"
 SOI, SOS, SOF_JPEG_LS = b"\xff\xd8", 0xDA, 0xF7
 NOT_SOF = {0xC4, 0xC8, 0xCC}
 """Markers among C0 to CF that begin no frame: Huffman tables, extensions, arithmetic conditioning (ITU-T T.81)."""
@@ -132,6 +133,24 @@ def _jpeg2000_size(head: bytes) -> Size:
     if -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y) > MAX_TILES:
         raise ValueError("tiles without number")
     return Size(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1)
+
+
+def check_tiles(frame: bytes) -> None:
+    """Refused (CODESTREAM): a JPEG 2000 stream that lacks tiles, which decoders leave blank without a word.
+
+    Each tile-part says which tile it is of and how long it is (ISO/IEC 15444-1 A.4.2).
+    """
+    start = _codestream_box(frame) if frame.startswith(JP2_SIGNATURE) else 0
+    x1, y1, _, _, width, height, x0, y0 = struct.unpack_from(">8I", frame, start + 8)
+    expected, found, place = -(-(x1 - x0) // width) * -(-(y1 - y0) // height), set(), start + 2
+    while place < len(frame) and frame[place : place + 2] != SOT:
+        place += 2 + int.from_bytes(frame[place + 2 : place + 4])
+    while frame[place : place + 2] == SOT and place + 10 <= len(frame):
+        tile, length = struct.unpack_from(">HI", frame, place + 4)
+        found.add(tile)
+        place += length or len(frame)
+    if len(found) < expected:
+        raise Refused(Reason.CODESTREAM, f"The compressed frame has {len(found)} of {expected} tiles; copy it again.")
 
 
 def _codestream_box(head: bytes) -> int:

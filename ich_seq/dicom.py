@@ -43,8 +43,19 @@ from pydicom.uid import (
 )
 
 from ich_seq.codestreams import check_frame, frame_start
-from ich_seq.dicom_files import check_status, inflated, open_file, read_syntax, seek_dataset, sparing
-from ich_seq.elements import TAG_NUMBERS, numbers, once, optional_whole, required, required_whole, text, whole, words
+from ich_seq.dicom_files import check_size, check_status, inflated, open_file, read_syntax, seek_dataset, sparing
+from ich_seq.elements import (
+    TAG_NUMBERS,
+    UNDEFINED_LENGTH,
+    numbers,
+    once,
+    optional_whole,
+    required,
+    required_whole,
+    text,
+    whole,
+    words,
+)
 from ich_seq.reasons import Reason, Refused, Unused
 
 NATIVE: dict[str, str] = {
@@ -86,6 +97,9 @@ UID_FORM = re.compile("[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 MAX_SIDE = 4096
 MIN_SIDE = 16
 MAX_POSITION_MM = 1e5
+MIN_SLOPE = 1e-3
+"""All values of 16 bits span 65 HU then; no head fits into that."""
+
 MAX_RESCALE = 1e6
 """Far beyond any scanner, and far from where float32 ends."""
 
@@ -107,7 +121,6 @@ FIRST_PIXEL_TAG = 0x7FE00008
 PADDING_BYTES = 16
 """Some writers fill up the element; a column too many, which would shear the image, is longer than this."""
 
-UNDEFINED_LENGTH = 0xFFFFFFFF
 PYDICOM_STATE = threading.Lock()
 """pydicom's validation and Python's warning filters are the process's own; two threads must not swap them at once."""
 
@@ -161,6 +174,8 @@ def read_header(path: Path, file: str) -> SliceHeader | Unused:
     except Refused as refusal:
         return refusal.verdict(file)
     except OSError as error:
+        if error.errno is None:  # pydicom's own, of a sequence that ends too early
+            return Unused(file, Reason.DAMAGED_HEADER, "The header ends within a sequence; copy the file again.")
         return Unused(file, Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.")
     except Exception as error:  # whatever a parser makes of hostile bytes is a verdict on this file
         return Unused(file, Reason.DAMAGED_HEADER, f"The header cannot be parsed ({type(error).__name__}).")
@@ -172,6 +187,7 @@ def _read_header(path: Path, file: str) -> SliceHeader:
         status = os.fstat(stream.fileno())
         check_status(status)
         seek_dataset(stream, path)
+        check_size(status)
         syntax = read_syntax(stream)
         deflated = syntax == DeflatedExplicitVRLittleEndian
         content, end = inflated(stream) if deflated else (stream, status.st_size)
@@ -294,7 +310,7 @@ def _pixel_format(dataset: Dataset) -> tuple[int, bool]:
 def _rescale(dataset: Dataset) -> tuple[float, float]:
     slope = numbers(dataset, "RescaleSlope", 1, Reason.RESCALE)[0]
     intercept = numbers(dataset, "RescaleIntercept", 1, Reason.RESCALE)[0]
-    if slope == 0 or max(abs(slope), abs(intercept)) > MAX_RESCALE:
+    if abs(slope) < MIN_SLOPE or max(abs(slope), abs(intercept)) > MAX_RESCALE:
         raise Refused(
             Reason.RESCALE, f"Rescale Slope {slope:g} and Intercept {intercept:g} cannot give Hounsfield units."
         )

@@ -24,6 +24,9 @@ MAX_INFLATED_BYTES = 40 << 20
 MAX_HEADER_READS = 4 << 20
 """Bytes that a parser may read of a header; elements that are not asked for are passed over, which reads nothing."""
 
+LEAST_READ = 32
+"""Bytes that a read counts at least: a parser takes as long for eight, and a sequence may be of empty items alone."""
+
 PREAMBLE_BYTES = 128
 MARKER = b"DICM"
 META_GROUP = 0x0002
@@ -36,11 +39,15 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def check_status(status: os.stat_result) -> None:
-    """Refused (UNREADABLE, NOT_REGULAR, TOO_LARGE): what is no file, or none of a slice, by its status alone."""
+    """Refused (UNREADABLE, NOT_REGULAR): what is no file, by its status alone."""
     if stat.S_ISDIR(status.st_mode):
         raise Refused(Reason.UNREADABLE, "The folder cannot be listed; its files are not counted.")
     if not stat.S_ISREG(status.st_mode):
         raise Refused(Reason.NOT_REGULAR, "Not a regular file (pipe, socket or device).")
+
+
+def check_size(status: os.stat_result) -> None:
+    """Refused (TOO_LARGE): a DICOM file that is none of a slice; a film beside it is just no DICOM file."""
     if status.st_size > MAX_FILE_BYTES:
         raise Refused(Reason.TOO_LARGE, f"{status.st_size} bytes; a slice has at most {MAX_FILE_BYTES}.")
 
@@ -96,7 +103,7 @@ class Sparing:
 
     def read(self, count: int = -1) -> bytes:
         """Read as the stream does."""
-        self._left -= count if count >= 0 else MAX_HEADER_READS + 1
+        self._left -= max(count, LEAST_READ) if count >= 0 else MAX_HEADER_READS + 1
         if self._left < 0:
             raise Refused(Reason.DAMAGED_HEADER, f"The header needs more than {MAX_HEADER_READS} bytes of reading.")
         return self._read(count)

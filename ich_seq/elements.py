@@ -66,6 +66,7 @@ BINARY = {
 DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 """PS3.5 6.2: a Decimal String; Python reads more than that as a number, such as 1_000."""
 
+UNDEFINED_LENGTH = 0xFFFFFFFF
 BINARY_VRS = {"AT", "FD", "FL", "OB", "OD", "OF", "OL", "OV", "OW", "SL", "SQ", "SV", "UL", "UV"}
 """Their bytes are no digits, though they may look so."""
 
@@ -91,7 +92,11 @@ def _raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
         element: Any = dataset.get_item(TAGS[keyword])
     except KeyError:
         return None
-    return element if isinstance(element, RawDataElement) and element.value else None
+    if not isinstance(element, RawDataElement) or not element.value:
+        return None
+    if len(element.value) < element.length != UNDEFINED_LENGTH:  # pydicom returns what there is
+        raise Refused(Reason.DAMAGED_HEADER, f"The file ends in {keyword}; copy it again.")
+    return element
 
 
 def text(dataset: Dataset, keyword: str) -> str:

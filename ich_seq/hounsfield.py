@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ich_seq.codestreams import read_frame
+from ich_seq.codestreams import JPEG2000_FAMILY, check_tiles, read_frame
 from ich_seq.config import AIR_HU
 from ich_seq.decoding import decode
 from ich_seq.dicom import MAX_BITS, MIN_BITS, NATIVE, PLUGINS, SliceHeader
@@ -43,6 +44,8 @@ def _read_stored(header: SliceHeader) -> NDArray[np.integer[Any]]:
             return _read_native(header, stream) if header.transfer_syntax in NATIVE else _decode(header, stream)
     except OSError as error:
         raise Refused(Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.") from None
+    except (ValueError, struct.error) as error:  # of a frame that is another than when the header was read
+        raise Refused(Reason.DECODE, f"The pixels cannot be decoded ({type(error).__name__}).") from None
 
 
 def _check_unchanged(header: SliceHeader, status: os.stat_result) -> None:
@@ -82,7 +85,10 @@ def _decode(header: SliceHeader, stream: BinaryIO) -> NDArray[np.integer[Any]]:
         "bits_stored": header.bits_stored,
         "signed": header.signed,
     }
-    stored = decode(read_frame(stream, header.file_bytes), request)
+    frame = read_frame(stream, header.file_bytes)
+    if header.transfer_syntax in JPEG2000_FAMILY:
+        check_tiles(frame)
+    stored = decode(frame, request)
     if stored.shape != (header.rows, header.columns):
         raise Refused(Reason.DECODE, f"The decoded image is {stored.shape}, the header says otherwise.")
     return stored

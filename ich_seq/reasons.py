@@ -31,6 +31,7 @@ class Reason(StrEnum):
     DECODE = "decode"
     CHANGED = "changed"
     SOP_CONFLICT = "sop_conflict"
+    PATIENT_CONFLICT = "patient_conflict"
     OTHER_FILE = "other_file"
     DICOMDIR = "dicomdir"
     NOT_CT = "not_ct"

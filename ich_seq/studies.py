@@ -191,8 +191,17 @@ def group_studies(headers: Iterable[SliceHeader]) -> tuple[list[Study], list[Unu
     unused: list[Unused] = []
     for header in _distinct(headers, unused):
         by_study[header.study_uid].append(header)
-    studies = [_study(uid, by_study[uid], unused) for uid in sorted(by_study)]
-    return studies, unused
+    studies = [_study(uid, _of_one_patient(by_study[uid], unused), unused) for uid in sorted(by_study)]
+    return [study for study in studies if study is not None], unused
+
+
+def _of_one_patient(headers: Sequence[SliceHeader], unused: list[Unused]) -> Sequence[SliceHeader]:
+    """Return the slices of a study, none if they name several patients: whose head it is cannot be known."""
+    if len({h.patient_id for h in headers if h.patient_id}) < 2:
+        return headers
+    detail = "Slices of this study name different patients; keep those of the right one."
+    unused.extend(Unused(h.file, Reason.PATIENT_CONFLICT, detail, h.study_uid) for h in headers)
+    return ()
 
 
 def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[SliceHeader]:
@@ -212,8 +221,8 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
 
 
 def _preferred(h: SliceHeader) -> tuple[object, ...]:
-    """Sort copies of a slice: as it was before anybody compressed it, whatever the files are called."""
-    return h.transfer_syntax not in NATIVE, h.transfer_syntax, h.file_bytes, h.path, h.file
+    """Sort copies of a slice, whatever they are called: uncompressed ones first, then those that nobody cut short."""
+    return h.transfer_syntax not in NATIVE, h.transfer_syntax, -h.file_bytes, h.path, h.file
 
 
 def _identity(h: SliceHeader) -> tuple[object, ...]:
@@ -222,7 +231,9 @@ def _identity(h: SliceHeader) -> tuple[object, ...]:
     return h.patient_id, h.study_uid, h.series_uid, *where, h.slope, h.intercept
 
 
-def _study(uid: str, headers: Sequence[SliceHeader], unused: list[Unused]) -> Study:
+def _study(uid: str, headers: Sequence[SliceHeader], unused: list[Unused]) -> Study | None:
+    if not headers:
+        return None
     chosen = _choose_series(headers)
     detail = "Another series of this study was taken (ORIGINAL before DERIVED, then most slices)."
     unused.extend(Unused(h.file, Reason.OTHER_SERIES, detail, uid) for h in headers if h.series_uid != chosen)

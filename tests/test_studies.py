@@ -18,6 +18,7 @@ from highdicom.spatial import sort_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from ich_seq import NothingUsableError, UsageError, phantom
 from ich_seq.dicom import SliceHeader
@@ -347,6 +348,29 @@ def test_grouping_does_not_depend_on_the_order_of_the_files(choices, seed):
     assert one == two
     files = [h.file for study in one[0] for h in study[3]] + [u.file for u in one[1]]
     assert sorted(files) == sorted(h.file for h in headers)
+
+
+def test_a_study_of_two_patients_is_no_study():
+    """Whose head it is cannot be known: all its slices are rejected; one without a Patient ID names nobody."""
+    mixed = [header("1.1", z=0.0, patient_id="A", file="a"), header("1.2", z=5.0, patient_id="B", file="b")]
+    studies, unused = group_studies(mixed)
+    assert studies == []
+    assert [(u.file, u.reason) for u in unused] == [("a", Reason.PATIENT_CONFLICT), ("b", Reason.PATIENT_CONFLICT)]
+    (study,), unused = group_studies([mixed[0], header("1.2", z=5.0, patient_id="", file="b")])
+    assert (study.patient_id, len(study.slices), unused) == ("A", 2, [])
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("c", "b", "a")])
+def test_of_copies_the_one_that_nobody_compressed_is_used(names):
+    """Whatever they are called; of compressed ones the longer, since the other may have been cut short."""
+    plain, long, short = (
+        header("1.1", file=name, transfer_syntax=syntax, file_bytes=size)
+        for name, syntax, size in zip(names, (ExplicitVRLittleEndian, RLELossless, RLELossless), (9, 8, 7), strict=True)
+    )
+    for copies, chosen in (((short, long, plain), plain), ((short, long), long)):
+        (study,), unused = group_studies(copies)
+        assert study.slices == (chosen,)
+        assert {u.reason for u in unused} == {Reason.DUPLICATE}
 
 
 # ---- folders ------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from attacks.plain_dicom import (
     written,
 )
 from attacks.verdicts import ReadHeader, Verdict, peak_mb
-from ich_seq.dicom import SliceHeader
+from ich_seq.dicom import PADDING_BYTES, SliceHeader
 from ich_seq.reasons import Unused
 
 UID_TAGS = {"study_uid": 0x0020000D, "series_uid": 0x0020000E, "sop_uid": 0x00080018}
@@ -185,5 +185,5 @@ def _misplaced_pixels(header: SliceHeader, reading: Reading) -> Iterator[str]:
         yield "it was used without pixels"
     elif header.pixel_offset != pixels.start:
         yield f"its pixels are read from byte {header.pixel_offset}, but begin at {pixels.start}"
-    elif reading.syntax in NATIVE and pixels.length != image_bytes:
+    elif reading.syntax in NATIVE and not 0 <= pixels.length - image_bytes <= PADDING_BYTES:
         yield f"it was used, though its image takes {image_bytes} bytes and it holds {pixels.length}"

@@ -35,7 +35,8 @@ class Fault:
 class Done:
     """How a command ended: its exit code as a shell has it (128 + signal), what it printed, how long it took.
 
-    `events` are the writes, fsyncs and renames that it made, where they were counted.
+    `events` are the writes, fsyncs and renames that it made, where they were counted; `cpu_s` is how long it computed and `most_mb`
+    the most memory that it held, with what it shares with the process that forked it.
     """
 
     code: int
@@ -43,6 +44,8 @@ class Done:
     stderr: str
     seconds: float
     events: int
+    cpu_s: float = 0.0
+    most_mb: float = 0.0
 
 
 @dataclass(slots=True)
@@ -65,7 +68,7 @@ class Zygote:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self._ended: dict[int, tuple[int, float]] = {}
+        self._ended: dict[int, tuple[int, float, float, float]] = {}
 
     def __enter__(self) -> Zygote:
         return self
@@ -73,6 +76,7 @@ class Zygote:
     def __exit__(self, *_: object) -> None:
         self._pipe(self._process.stdin).close()
         self._process.wait(timeout=60)
+        self._pipe(self._process.stdout).close()
 
     @staticmethod
     def _pipe(pipe: IO[str] | None) -> IO[str]:
@@ -88,8 +92,12 @@ class Zygote:
         environment: dict[str, str] | None = None,
         limits: dict[str, int] | None = None,
         cwd: Path | None = None,
+        call: str = "ich_seq.cli:main",
     ) -> Running:
-        """Begin a command. `count` counts its writes; `limits` are rlimits by name, such as {"RLIMIT_FSIZE": 4096}."""
+        """Begin a command. `count` counts its writes; `limits` are rlimits by name, such as {"RLIMIT_FSIZE": 4096}.
+
+        `call` is the function that finds `arguments` in sys.argv, if it is not the command line's.
+        """
         folder = tempfile.TemporaryDirectory(prefix="attack-")
         request = {
             "arguments": list(arguments),
@@ -99,6 +107,7 @@ class Zygote:
             "limits": limits or {},
             "cwd": str(cwd) if cwd else None,
             "folder": folder.name,
+            "call": call,
         }
         pipe = self._pipe(self._process.stdin)
         pipe.write(json.dumps(request) + "\n")
@@ -114,12 +123,13 @@ class Zygote:
                 overdue = True
             self._ask_for_ends()
             time.sleep(0.002)
-        code, ended = self._ended.pop(running.pid)
+        code, ended, *used = self._ended.pop(running.pid)
         with running.folder as folder:
             text = {name: (Path(folder) / name).read_text(errors="replace") for name in ("stdout", "stderr")}
             events = Path(folder) / "events"
             counted = int(events.read_text() or 0) if events.exists() else 0
-        return Done(-1 if overdue else code, text["stdout"], text["stderr"], ended - running.began, counted)
+        seconds = ended - running.began
+        return Done(-1 if overdue else code, text["stdout"], text["stderr"], seconds, counted, *used)
 
     def run(self, arguments: Sequence[str], *, timeout_s: float = 120, **how: Any) -> Done:
         """Run a command to its end."""
@@ -129,7 +139,7 @@ class Zygote:
         while True:
             answer = json.loads(self._pipe(self._process.stdout).readline())
             if "ended" in answer:
-                self._ended[answer["ended"]] = answer["code"], answer["at"]
+                self._ended[answer["ended"]] = tuple(answer[of] for of in ("code", "at", "cpu_s", "most_mb"))
             if kind in answer:
                 return int(answer[kind])
 
@@ -156,11 +166,12 @@ def _serve() -> dict[str, Any] | None:
             _say(pid=pid)
             continue
         for pid in list(children):
-            done, status = os.waitpid(pid, os.WNOHANG)
+            done, status, usage = os.wait4(pid, os.WNOHANG)
             if done:
                 children.remove(pid)
                 code = os.waitstatus_to_exitcode(status)
-                _say(ended=pid, code=code if code >= 0 else 128 - code, at=time.monotonic())
+                used = {"cpu_s": usage.ru_utime + usage.ru_stime, "most_mb": usage.ru_maxrss / 1024}
+                _say(ended=pid, code=code if code >= 0 else 128 - code, at=time.monotonic(), **used)
         _say(asked=1)
     return None
 
@@ -274,7 +285,8 @@ if __name__ == "__main__":
     _import_all()
     asked = _serve()
     if asked is not None:
-        from ich_seq.cli import main
+        import pkgutil
 
+        call = pkgutil.resolve_name(asked["call"])
         _become(asked)
-        main()
+        call()

@@ -25,19 +25,20 @@ from scipy.special import expit
 
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.calibration import Calibration
-from ich_seq.config import Extract, Rnn
+from ich_seq.config import Rnn
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, save_encoder
 from ich_seq.engines import Embedder, Execution
 from ich_seq.figures import Predicted
-from ich_seq.files import sha256_file, write_json
+from ich_seq.files import plain_name, sha256_file, write_json
 from ich_seq.labels import LABELS
 from ich_seq.model import Logits, SequenceModel, ensemble_logits
 from ich_seq.novelty import Familiar
 from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
-from ich_seq.weights import read_tensors, write_tensors
+from ich_seq.weights import build_around, read_tensors, write_tensors
 
 SCHEMA = "ich-seq bundle 4"
+MAX_NETWORKS = 10_000
 CARD, FAMILIAR = "bundle.json", "familiar.safetensors"
 NETWORK_FILE = re.compile(r"((rnn|encoder)-[0-9]+|familiar)\.safetensors")
 INTENDED_USE = (
@@ -173,8 +174,10 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
             raise ValueError("no sequence model for embeddings of the encoders' width")
         if not isinstance(card["intended_use"], str):
             raise TypeError("an intended use is a sentence")
-        made_with = Execution(**card["execution"])  # a hole is not filled with a default
-        execution = Execution.of(Extract.model_validate(asdict(made_with), strict=True), engine)
+        for named in (card["rnn"]["files"], card["encoders"]):
+            if len({plain_name(entry["file"]) for entry in named}) < len(named) or len(named) > MAX_NETWORKS:
+                raise ValueError("networks that are named twice, or more than there can be")
+        execution = Execution.from_json(card["execution"], engine)
         encoders = [_encoder(root, described) for described in card["encoders"]]
         if len({replace(e.spec, weights="", sha256="") for e in encoders}) != 1:
             raise ValueError("encoders that are not shown the same slices")
@@ -195,7 +198,7 @@ def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
     spec = EncoderSpec.from_json({k: v for k, v in described.items() if k != "file"})
     if not spec.head:
         raise ValueError("an encoder without a slice classifier")
-    return load_encoder(spec, root / _plain_name(described["file"]))
+    return load_encoder(spec, root / plain_name(described["file"]))
 
 
 def _calibration(described: dict[str, list[float]]) -> Calibration:
@@ -206,7 +209,7 @@ def _calibration(described: dict[str, list[float]]) -> Calibration:
 
 
 def _familiar(root: Path, described: dict[str, Any], encoders: Sequence[dict[str, Any]]) -> Familiar:
-    tensors = read_tensors(root / _plain_name(described["file"]), _vouched(described["sha256"]))
+    tensors = read_tensors(root / plain_name(described["file"]), _vouched(described["sha256"]))
     limit, shape = described["limit"], (len(encoders), encoders[0]["dim"])
     usual = {name: tensors.pop(name).numpy() for name in ("mean", "scale")}
     if tensors or any(x.shape != shape or x.dtype != np.float32 for x in usual.values()):
@@ -236,13 +239,6 @@ def _vouched(value: Any) -> str:
 
 
 def _model(root: Path, described: dict[str, Any], entry: dict[str, str]) -> SequenceModel:
-    model = SequenceModel(described["dim"], Rnn.model_validate(described["config"]))
-    model.load_state_dict(read_tensors(root / _plain_name(entry["file"]), _vouched(entry["sha256"])))
-    return model.eval().requires_grad_(False)
-
-
-def _plain_name(file: str) -> str:
-    """Return a file's name if it is nothing but a name: a card must not reach outside its folder."""
-    if Path(file).name != file:
-        raise ValueError(f"{file!r} is no plain file name")
-    return file
+    path, config = root / plain_name(entry["file"]), Rnn.model_validate(described["config"])
+    tensors = read_tensors(path, _vouched(entry["sha256"]))
+    return build_around(lambda: SequenceModel(described["dim"], config), tensors, path).eval().requires_grad_(False)

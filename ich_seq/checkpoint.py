@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ich_seq import ArtefactError, UsageError
-from ich_seq.files import read_json, sha256_bytes, write_json
+from ich_seq.files import plain_name, read_json, sha256_bytes, write_json
 from ich_seq.weights import read_tensors, write_tensors
 
 OWN_HASH = "facts_sha256"
@@ -42,9 +42,34 @@ def load_checkpoint(root: Path, name: str) -> tuple[dict[str, Tensor], dict[str,
         facts = read_json(root / f"{name}.json")
         if facts.pop(OWN_HASH) != _hash(facts):
             return None
-        return read_tensors(root / Path(facts["file"]).name, facts["sha256"]), facts
+        return read_tensors(root / plain_name(facts["file"]), facts["sha256"]), facts
     except (AttributeError, OSError, ValueError, KeyError, TypeError, UsageError, ArtefactError):
         return None
+
+
+@contextmanager
+def fitting_state(root: Path, name: str) -> Iterator[None]:
+    """Take up a state within; raises ArtefactError for one that is whole and not of this training."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = "is not of this training; remove it and run again."
+        raise ArtefactError(f"The state {root / name}.json {told}") from error
+
+
+def whole_number(value: Any, most: int) -> int:
+    """Return a number of steps or epochs from 0 to `most`. Raises ValueError for anything else."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is no number from 0 to {most}")
+    return value
+
+
+def same_form(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that have the names, shapes and types of others. Raises ValueError for any that have not."""
+    forms = ({name: (tensor.shape, tensor.dtype) for name, tensor in of.items()} for of in (wanted, given))
+    if next(forms) != next(forms):
+        raise ValueError("tensors of another network")
+    return dict(given)
 
 
 def _hash(facts: dict[str, Any]) -> str:
@@ -89,11 +114,16 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give an optimiser the state that `optimiser_tensors` took."""
+    """Give an optimiser the state that `optimiser_tensors` took. Raises ValueError for what AdamW has not."""
+    learnt = [parameter.shape for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         state.setdefault(int(number), {})[name] = value.clone()  # a view of a file's bytes lies where it happens to
+    for index, of in state.items():
+        moments = {"exp_avg": learnt[index], "exp_avg_sq": learnt[index]}
+        if {name: value.shape for name, value in of.items()} != moments | {"step": torch.Size()}:
+            raise ValueError("the state of another optimiser")
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

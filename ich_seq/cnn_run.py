@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
 from ich_seq.files import read_json, read_whole, sha256_bytes, sha256_file, write_json
@@ -25,6 +27,7 @@ from ich_seq.store import read_manifest
 from ich_seq.tables import csv_rows
 
 SCHEMA = "ich-seq cnn 1"
+MAX_FOLDS = 1000
 RUN, FOLDS, FOLD, ENCODER, HELD_OUT, CURVES = (
     "run.json",
     "folds.csv",
@@ -50,6 +53,7 @@ class FoldResult:
     def from_json(cls, value: dict[str, Any]) -> FoldResult:
         """Read back what `dataclasses.asdict` wrote."""
         refused = tuple(unused_from_json(u) for u in value["refused"])
+        TypeAdapter(list[dict[str, float]]).validate_python(value["curve"], strict=True)
         return cls(**value | {"spec": EncoderSpec.from_json(value["spec"]), "refused": refused})
 
 
@@ -99,7 +103,7 @@ def read_fold(root: Path, fold: int) -> FoldResult | None:
             and sha256_file(folder / HELD_OUT) == result.held_out_sha256
         )
         return result if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -132,7 +136,9 @@ def load_run(root: Path) -> CnnRun:
     try:
         specs = {int(k): EncoderSpec.from_json(s) for k, s in zip(run["trained_folds"], run["encoders"], strict=True)}
         folds_sha256 = run["folds_sha256"]
-    except (KeyError, ValueError, TypeError) as error:
+        if not specs or len(specs) < len(run["encoders"]) or not set(specs) <= set(range(MAX_FOLDS)):
+            raise ValueError("folds that are none, or named twice")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{path} cannot be read; train again.") from error
     results = {}
     for fold, spec in specs.items():
@@ -140,16 +146,25 @@ def load_run(root: Path) -> CnnRun:
         if result is None or result.spec != spec:
             raise ArtefactError(f"{fold_folder(root, fold)} was changed since it was written; train the fold again.")
         results[fold] = result
-    table = read_whole(root / FOLDS) if (root / FOLDS).is_file() else b""
-    if sha256_bytes(table) != folds_sha256:
-        raise ArtefactError(f"{root / FOLDS} was changed since it was written; train again.")
-    rows = list(csv.DictReader(io.StringIO(table.decode())))
+    rows = _read_folds(root / FOLDS, folds_sha256)
     return CnnRun(
         root=root,
         results=results,
-        fold_of_patient={row["patient_key"]: int(row["fold"]) for row in rows},
-        fold_of_study={row["study_uid"]: int(row["fold"]) for row in rows},
+        fold_of_patient={patient: fold for _, patient, fold in rows},
+        fold_of_study={study: fold for study, _, fold in rows},
     )
+
+
+def _read_folds(path: Path, sha256: Any) -> list[tuple[str, str, int]]:
+    """Return the rows of `folds.csv`. Raises ArtefactError if its bytes are others, or it is another table."""
+    try:
+        table = read_whole(path)
+        if sha256_bytes(table) != sha256:
+            raise ArtefactError(f"{path} was changed since it was written; train again.")
+        rows = list(csv.DictReader(io.StringIO(table.decode())))
+        return [(row["study_uid"], row["patient_key"], int(row["fold"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ArtefactError(f"{path} cannot be read; train again.") from error
 
 
 def claim_folder(root: Path, plan: dict[str, Any]) -> None:
@@ -161,7 +176,7 @@ def claim_folder(root: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         try:
             begun = read_json(path)
-        except ValueError:
+        except (OSError, ValueError):
             begun = None
         if begun != plan:
             raise UsageError(f"{root} was begun with other settings, data or labels; choose another --out.")

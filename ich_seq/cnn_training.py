@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ich_seq import UsageError
+from ich_seq import ArtefactError, UsageError
 from ich_seq.baselines import by_position, constant
 from ich_seq.checkpoint import drop_checkpoint
 from ich_seq.cnn_run import (
@@ -293,11 +293,24 @@ def _facts(data: Data, config: Config, counts: Counts, figures: dict[str, Any]) 
     }
 
 
+def _read_held_out(path: Path, known: Mapping[str, int]) -> pd.DataFrame:
+    """Read what a network said of slices. Raises ArtefactError for another table, though its hash be right."""
+    try:
+        table = pd.read_csv(path, dtype={"sop_uid": str} | dict.fromkeys(LABELS, np.float64))
+        if not table["sop_uid"].isin(list(known)).all() or not np.isfinite(table[list(LABELS)]).all(axis=None):
+            raise ValueError("slices that are not of this run, or no numbers")
+        return table
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{path} is not what train-cnn wrote; remove {path.parent} and train the fold again."
+        ) from error
+
+
 def _judge(out: Path, data: Data, folds: Sequence[int], seed: int) -> dict[str, Any]:
     """Put what the networks say of the folds they held out beside what knows less."""
     slices = data.slices
     row_of = {slices.sop_uid(row): row for row in range(len(slices))}
-    tables = {f: pd.read_csv(fold_folder(out, f) / HELD_OUT, dtype={"sop_uid": str}) for f in folds}
+    tables = {f: _read_held_out(fold_folder(out, f) / HELD_OUT, row_of) for f in folds}
     predicted: dict[str, list[Predicted]] = {"constant": [], "position": [], "cnn": []}
     targets, patients = [], []
     for fold, table in tables.items():

@@ -35,6 +35,9 @@ OFFLINE = "HF_HUB_OFFLINE"
 OFFLINE_ANYWAY = OFFLINE in os.environ
 DEBUG = "its text may hold patient data and is not shown: set ICH_SEQ_DEBUG=1 to see it. Please report these lines."
 GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
+MAX_TOLD, MAX_TOLD_LINES = 1000, 20
+"""Letters of a line and lines of a refusal that are shown."""
+
 MAX_NAMED = 3
 """How many studies are named on the terminal; --json names all."""
 
@@ -44,11 +47,18 @@ Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be mea
 takes 3 for a failure); 4 nothing usable; 5 output or disk; 129, 130, 143 interrupted."""
 
 
+def shortened(line: str) -> str:
+    """Return a line without its middle, if it is longer than anybody reads."""
+    half = MAX_TOLD // 2
+    return line if len(line) <= MAX_TOLD else f"{line[:half]} ... {line[-half:]}"
+
+
 class Refusal(click.ClickException):
     """A refusal of the package as click shows it: its sentence, then its exit code."""
 
     def __init__(self, refusal: IchSeqError) -> None:
-        super().__init__("\n".join(map(printable, str(refusal).splitlines())))  # it may quote a file of anybody's
+        # it may quote a file of anybody's
+        super().__init__("\n".join(shortened(printable(line)) for line in str(refusal).splitlines()[:MAX_TOLD_LINES]))
         self.exit_code = refusal.exit_code  # type: ignore[misc]  # click declares it for the class
 
 

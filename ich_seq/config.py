@@ -11,13 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ich_seq import UsageError
+from ich_seq.files import read_whole
 
 AIR_HU = -1024
 """Lowest HU kept. Air is -1000; scanners pad the corners with -1500 to -3024, which would otherwise
 reach the resampling and darken the scalp."""
 
-Level = float
-Width = Annotated[float, Field(gt=0)]
+Level = Annotated[float, Field(ge=-1e5, le=1e5)]
+Width = Annotated[float, Field(ge=1, le=1e5)]
+Offset = Annotated[int, Field(ge=-64, le=64)]
+
+MAX_SETTINGS_BYTES = 1 << 20
 
 
 class Section(BaseModel):
@@ -31,8 +35,10 @@ class Slices(Section):
 
     size: int = Field(default=256, ge=32, le=1024)
     field_mm: float = Field(default=250.0, ge=100, le=500)
-    windows_hu: tuple[tuple[Level, Width], ...] = Field(default=((40, 80), (80, 200), (600, 2800)), min_length=1)
-    neighbours: tuple[int, ...] = Field(default=(0,), min_length=1)
+    windows_hu: tuple[tuple[Level, Width], ...] = Field(
+        default=((40, 80), (80, 200), (600, 2800)), min_length=1, max_length=16
+    )
+    neighbours: tuple[Offset, ...] = Field(default=(0,), min_length=1, max_length=16)
 
 
 class Encoder(Section):
@@ -40,7 +46,7 @@ class Encoder(Section):
 
     arch: str = "tf_efficientnet_lite0"
     weights: str = "imagenet"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class Augment(Section):
@@ -58,9 +64,9 @@ class Augment(Section):
 class Cnn(Section):
     """How the encoder is trained."""
 
-    folds: int = Field(default=5, ge=2)
-    seed: int = Field(default=0, ge=0)
-    epochs: int = Field(default=8, ge=1)
+    folds: int = Field(default=5, ge=2, le=1000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    epochs: int = Field(default=8, ge=1, le=100_000)
     batch_slices: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     sampling: Literal["all", "centre", "balanced"] = "all"
@@ -82,7 +88,7 @@ class Cnn(Section):
 class Extract(Section):
     """How the encoder is run."""
 
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=4096)
     views: int = Field(default=1, ge=1, le=8)
     engine: Literal["torch", "openvino"] = "torch"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -91,18 +97,18 @@ class Extract(Section):
 class Rnn(Section):
     """The sequence model."""
 
-    projection: int = Field(default=32, ge=1)
-    hidden: int = Field(default=96, ge=1)
-    layers: int = Field(default=1, ge=1)
+    projection: int = Field(default=32, ge=1, le=4096)
+    hidden: int = Field(default=96, ge=1, le=4096)
+    layers: int = Field(default=1, ge=1, le=16)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     cell: Literal["gru", "lstm", "transformer", "conv"] = "gru"
     position: bool = True
-    smoothing: int = Field(default=3, ge=0)
+    smoothing: int = Field(default=3, ge=0, le=64)
     deltas: bool = False
     study_head: Literal["attention", "max"] = "attention"
     both_ways: bool = False
     slice_dropout: float = Field(default=0.0, ge=0, lt=1)
-    noise: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0, le=100)
 
     @model_validator(mode="after")
     def _shared_among_heads(self) -> Rnn:
@@ -115,9 +121,9 @@ class Train(Section):
     """How the sequence model is trained."""
 
     allow_in_sample: bool = False
-    folds: int = Field(default=5, ge=3)
-    seed: int = Field(default=0, ge=0)
-    epochs: int = Field(default=40, ge=1)
+    folds: int = Field(default=5, ge=3, le=1000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    epochs: int = Field(default=40, ge=1, le=100_000)
     batch_studies: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=1.0, ge=0)
@@ -129,7 +135,7 @@ class Train(Section):
     study_loss: float = Field(default=0.25, ge=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     average_epochs: int = Field(default=1, ge=1)
-    seeds: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1, le=1000)
     calibration: Literal["platt", "temperature", "none"] = "platt"
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_minutes: float = Field(default=1.0, ge=0)
@@ -165,10 +171,10 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_whole(path, MAX_SETTINGS_BYTES).decode())
     except OSError as error:
         raise UsageError(f"Cannot read the settings {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from None
 
 

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ich_seq import UsageError, windows
-from ich_seq.config import Config
+from ich_seq.config import Config, Slices
 from ich_seq.files import sha256_bytes, short_hash
 from ich_seq.labels import LABELS
-from ich_seq.weights import fill, read_tensors, tensor_bytes, write_tensors
+from ich_seq.weights import build_around, fill, read_tensors, tensor_bytes, write_tensors
 
 HEAD = "slice_head."
 """Prefix of the slice head's tensors in an encoder's file; timm names nothing so."""
+
+MAX_LISTED, MAX_NORM, MIN_STD, MAX_DIM = 256, 1e4, 1e-4, 1 << 16
+"""What records keep far away from: the length of a list, values to normalise by, the width of an embedding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +59,10 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> EncoderSpec:
-        """Read back what `dataclasses.asdict` wrote, lists and all."""
-        return cls(
+        """Read back what `dataclasses.asdict` wrote, lists and all. Raises ValueError for what settings refuse too."""
+        if any(len(value[name]) > MAX_LISTED for name in ("windows_hu", "neighbours", "mean", "std")):
+            raise ValueError("more windows, neighbours or channels than there can be")
+        spec = cls(
             **value
             | {
                 "windows_hu": tuple((float(level), float(width)) for level, width in value["windows_hu"]),
@@ -66,6 +71,15 @@ class EncoderSpec:
                 "std": tuple(value["std"]),
             }
         )
+        Slices.model_validate({name: getattr(spec, name) for name in Slices.model_fields}, strict=True)
+        texts, numbers = (spec.arch, spec.weights, spec.sha256), (*spec.mean, *spec.std)
+        if not all(type(text) is str for text in texts) or type(spec.head) is not bool or type(spec.dim) is not int:
+            raise TypeError("names are texts, head is true or false, dim a number")
+        if not all(type(number) in (int, float) and abs(number) < MAX_NORM for number in numbers):
+            raise ValueError("mean and std are numbers")
+        if not spec.mean or not spec.std or min(spec.std) < MIN_STD or not 0 < spec.dim <= MAX_DIM:
+            raise ValueError("mean, std or dim of no network")
+        return spec
 
 
 class SliceEncoder(nn.Module):
@@ -197,10 +211,13 @@ def save_encoder(encoder: SliceEncoder, path: Path) -> str:
 
 def load_encoder(spec: EncoderSpec, path: Path) -> SliceEncoder:
     """Rebuild an encoder from its spec and its weights. Raises ArtefactError if the file is not the one meant."""
-    tensors = read_tensors(path, spec.sha256)
-    encoder = SliceEncoder(_network(spec.arch, spec.channels), spec, new_head(spec.dim) if spec.head else None)
-    in_head = {name for name in tensors if name.startswith(HEAD)}
-    encoder.network.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in in_head})
-    if encoder.head is not None:
-        encoder.head.load_state_dict({name.removeprefix(HEAD): tensors[name] for name in in_head})
-    return _ready(encoder)
+    tensors = {
+        f"head.{name.removeprefix(HEAD)}" if name.startswith(HEAD) else f"network.{name}": tensor
+        for name, tensor in read_tensors(path, spec.sha256).items()
+    }
+    return _ready(build_around(lambda: _empty(spec), tensors, path))
+
+
+def _empty(spec: EncoderSpec) -> SliceEncoder:
+    """Return the encoder of a spec with weights that mean nothing."""
+    return SliceEncoder(_network(spec.arch, spec.channels), spec, new_head(spec.dim) if spec.head else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from queue import Empty, LifoQueue
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ich_seq import UsageError, windows
+from ich_seq import ArtefactError, UsageError, windows
 from ich_seq.augmentation import move
 from ich_seq.config import Extract
 from ich_seq.devices import autocast, choose_workers
@@ -46,6 +46,12 @@ class Execution:
     def of(cls, chosen: Extract, engine: str | None = None) -> Execution:
         """Take what the settings say, and another engine if one is named."""
         return cls(**chosen.model_dump() | ({"engine": engine} if engine else {}))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], engine: str | None = None) -> Execution:
+        """Read back what `dataclasses.asdict` wrote. Raises TypeError or ValueError for what settings refuse too."""
+        made_with = cls(**value)  # a hole is not filled with a default
+        return cls.of(Extract.model_validate(asdict(made_with), strict=True), engine)
 
 
 class Embedded(NamedTuple):
@@ -82,6 +88,8 @@ class Embedder:
         stacked = windows.with_neighbours(hu, self.spec.neighbours)
         count = math.ceil(len(hu) / self.batch_size)
         features = torch.cat(list(self._map(self._mean_over_views, torch.tensor_split(stacked, count))))
+        if features.shape[1] != self.spec.dim:
+            raise ArtefactError(f"{self.spec.arch} makes embeddings of {features.shape[1]}, not {self.spec.dim}.")
         head = self.encoder.head
         return Embedded(features, None if head is None else head(features.to(self.device)).cpu())
 

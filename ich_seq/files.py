@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ PARTIAL = ".ich-seq-partial"
 MAX_JSON_BYTES = 1 << 26
 """A description of ours has some kilobytes; that of a run with a million rejected files has less than this."""
 
+MAX_WHOLE_BYTES = 1 << 31
+"""What is read whole, such as weights, has to fit into memory more than once."""
+
+MAX_HASHED_BYTES = 1 << 35
+"""A longer file is none of ours, and often has nothing in it but its length."""
+
 
 def sha256_bytes(data: bytes) -> str:
     """Return the SHA-256 of these bytes, 64 hex digits."""
@@ -27,37 +35,61 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hex digits, in constant memory."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file's bytes, 64 hex digits, in constant memory. Raises OSError as `open_file` does."""
+    with open_file(path, MAX_HASHED_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_whole(path: Path, most_bytes: int | None = None) -> bytes:
-    """Return a file's bytes. Raises OSError, for a pipe or device too, which would not end, and beyond `most_bytes`."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - a descriptor
+def open_file(path: Path, most_bytes: int) -> BufferedReader:
+    """Open a file to read. Raises OSError, also for a pipe or device, which would not end, and beyond `most_bytes`."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115 - a descriptor
+    try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        if most_bytes is not None and status.st_size > most_bytes:
+        if status.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"more than {most_bytes} bytes")
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_whole(path: Path, most_bytes: int = MAX_WHOLE_BYTES) -> bytes:
+    """Return a file's bytes. Raises OSError as `open_file` does."""
+    with open_file(path, most_bytes) as file:
         return file.read()
+
+
+def plain_name(name: Any) -> str:
+    """Return a file's name. Raises ValueError if it is more than a name: a record must not reach outside its folder."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
 
 
 def read_json(path: Path) -> Any:
     """Return the JSON values of a file of ours. Raises OSError, and ValueError for what `write_json` does not write."""
-    return parse_json(read_whole(path, MAX_JSON_BYTES))
+    return parse_json(read_whole(path, MAX_JSON_BYTES).decode())  # of bytes json takes UTF-16 too
 
 
 def parse_json(data: bytes | str) -> Any:
     """Return JSON values. Raises ValueError for what is no JSON, NaN, a name twice, and nesting without end."""
     try:
-        return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        return json.loads(data, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number beyond all bounds")
+    return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

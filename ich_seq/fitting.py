@@ -15,10 +15,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from timm.layers.norm_act import convert_sync_batchnorm
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # timm marks no exports
 from timm.utils.model_ema import ModelEmaV3
@@ -30,11 +32,14 @@ from ich_seq import UsageError
 from ich_seq.baselines import log_odds
 from ich_seq.checkpoint import (
     deferred_sigterm,
+    fitting_state,
     hash_of,
     load_checkpoint,
     optimiser_tensors,
     restore_optimiser,
+    same_form,
     save_checkpoint,
+    whole_number,
 )
 from ich_seq.config import Augment, Cnn
 from ich_seq.devices import autocast
@@ -291,17 +296,25 @@ class Training:
         found = load_checkpoint(root, self.task.name)
         if found is None:
             return
-        tensors, facts = found
+        with fitting_state(root, self.task.name):
+            self._take_up(*found)
+
+    def _take_up(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "best": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        self.network.load_state_dict(parts["network"])
-        self.average.module.load_state_dict(parts["average"])
+        mine = self.network.state_dict()
+        self.network.load_state_dict(same_form(mine, parts["network"]))
+        self.average.module.load_state_dict(same_form(mine, parts["average"]))
         restore_optimiser(self.optimiser, parts["optimiser"])
-        self.best = parts["best"]
-        self.step, self.loss_sum, self.curve = facts["step"], facts["loss_sum"], facts["curve"]
-        self.best_epoch = facts["best_epoch"]
+        self.best = parts["best"] and same_form(mine, parts["best"])
+        self.step = whole_number(facts["step"], self.steps * self.task.options.epochs)
+        self.loss_sum = float(facts["loss_sum"])
+        self.curve = TypeAdapter(list[dict[str, float]]).validate_python(facts["curve"], strict=True)
+        if len(self.curve) != self.step // self.steps:
+            raise ValueError("a curve of other epochs")
+        self.best_epoch = whole_number(facts["best_epoch"], len(self.curve))
         self.refused = {unused_from_json(u) for u in facts["refused"]}
 
     def result(self) -> Fitted:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich_seq import UsageError
+from ich_seq.files import MAX_HASHED_BYTES, open_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,6 +104,7 @@ def _read_csv(path: Path, what: str, dtype: type[str] | dict[str, type[str]], ro
 
     archives = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, ImportError)
     try:
+        open_file(path, MAX_HASHED_BYTES).close()  # pandas would wait for a pipe
         return pd.read_csv(path, dtype=dtype, keep_default_na=False, encoding="utf-8-sig", nrows=rows)
     except (OSError, ValueError, *archives) as error:
         raise UsageError(f"Cannot read the {what} {path}: {error}") from error

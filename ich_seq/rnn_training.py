@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ich_seq import UsageError, __version__
+from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.baselines import by_position, constant, relative_positions
 from ich_seq.bundle import Calibrations, save_bundle
 from ich_seq.calibration import fit_calibration
@@ -73,8 +73,10 @@ def train_rnn(
     features, labels, out = Path(features), Path(labels), Path(out)
     config, processor = config or Config(), choose_device(device)
     store, truth = open_store(features), read_labels(labels)
+    _check_encoders(store)
     _refuse_in_sample(store, config.train)
     studies, unlabelled = label_studies(store, truth)
+    _check_widths(studies, encoders_of(store))
     data = FoldedStudies(studies, _folds(studies, unlabelled, config.train), config.train.seed)
     with locked_folder(out):
         states = _states_of(out, store, labels, config, processor)
@@ -139,9 +141,36 @@ def _refuse_in_sample(store: FeatureStore, options: Train) -> None:
 
 
 def encoders_of(store: FeatureStore) -> dict[int, EncoderSpec]:
-    """Return the specs of the encoders that made a store, by number."""
+    """Return the specs of the encoders that made a store, by number. Raises ArtefactError for what are none."""
     specs = store.manifest["encoders"]
-    return {int(number): EncoderSpec.from_json(specs[number]) for number in sorted(specs, key=int)}
+    try:
+        return {int(number): EncoderSpec.from_json(specs[number]) for number in sorted(specs, key=int)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        told = "does not describe the encoders beside it; extract the features again."
+        raise ArtefactError(f"{store.root / MANIFEST} {told}") from error
+
+
+def _check_encoders(store: FeatureStore) -> None:
+    """Raise ArtefactError now for encoders, or a record of how they ran, that could not go into the bundle."""
+    specs = encoders_of(store)
+    for number, spec in specs.items():
+        load_encoder(spec, store.root / encoder_file(number))
+    if not specs or not store.studies["network"].isin(list(specs)).all():
+        raise ArtefactError(f"{store.root} holds embeddings by encoders that it does not hold; extract again.")
+    try:
+        Execution.from_json(store.manifest["execution"])
+        short_hash(store.manifest["fingerprint"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{store.root / MANIFEST} does not say how it was made; extract again.") from error
+
+
+def _check_widths(studies: Sequence[LabelledStudy], encoders: Mapping[int, EncoderSpec]) -> None:
+    for study in studies:
+        if study.features.features.shape[1] != encoders[study.features.network].dim:
+            raise ArtefactError(
+                f"The embeddings of study {study.features.study_uid} are not as wide as their encoder makes them; "
+                "extract the features again."
+            )
 
 
 def _folds(studies: Sequence[LabelledStudy], unlabelled: Sequence[str], options: Train) -> Folds:
@@ -320,7 +349,7 @@ def _save(
     save_bundle(
         out,
         encoders=encoders,
-        execution=Execution(**store.manifest["execution"]),
+        execution=Execution.from_json(store.manifest["execution"]),
         models=ensemble.models,
         calibrations=ensemble.calibrations,
         familiar=familiar,

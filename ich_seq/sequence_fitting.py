@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +24,14 @@ from torch import Tensor, nn
 from ich_seq.cells import valid_steps
 from ich_seq.checkpoint import (
     deferred_sigterm,
+    fitting_state,
     hash_of,
     load_checkpoint,
     optimiser_tensors,
     restore_optimiser,
+    same_form,
     save_checkpoint,
+    whole_number,
 )
 from ich_seq.config import Rnn, Train
 from ich_seq.devices import autocast
@@ -196,21 +200,28 @@ class SequenceTraining:
     def restore(self, root: Path | None) -> None:
         """Take up the state that is there, if there is a whole one."""
         found = load_checkpoint(root, self.task.name) if root is not None else None
-        if found is None:
+        if found is None or root is None:
             return
-        tensors, facts = found
+        with fitting_state(root, self.task.name):
+            self._take_up(*found)
+
+    def _take_up(self, tensors: Weights, facts: dict[str, Any]) -> None:
         parts: dict[str, Weights] = {}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts.setdefault(part, {})[name] = tensor
-        self.best, self.step, self.epoch = parts["best"], facts["step"], facts["epoch"]
-        self.best_epoch, self.best_loss = facts["best_epoch"], facts["best_loss"]
-        if self.over:
-            return
-        self.model.load_state_dict(parts["model"])
-        self.average.module.load_state_dict(parts["average"])
-        restore_optimiser(self.optimiser, parts.get("optimiser", {}))
-        self.recent = [parts[f"recent-{i}"] for i in range(sum(part.startswith("recent-") for part in parts))]
+        mine = self.model.state_dict()
+        self.epoch = whole_number(facts["epoch"], self.task.options.epochs)
+        self.step = self.epoch * self.steps + whole_number(facts["step"] - self.epoch * self.steps, self.steps)
+        self.best, self.best_epoch = same_form(mine, parts.pop("best")), whole_number(facts["best_epoch"], self.epoch)
+        self.best_loss = float(facts["best_loss"])
+        if not self.over:
+            self.model.load_state_dict(same_form(mine, parts.pop("model")))
+            self.average.module.load_state_dict(same_form(mine, parts.pop("average")))
+            restore_optimiser(self.optimiser, parts.pop("optimiser", {}))
+            self.recent = [same_form(mine, parts.pop(f"recent-{i}")) for i in range(len(parts))]
+        if parts:
+            raise ValueError("tensors that are no part of a state")
 
     def result(self) -> SequenceModel:
         """Return the model at its best, ready to judge."""

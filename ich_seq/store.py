@@ -35,6 +35,7 @@ from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.files import (
     append_line,
     parse_json,
+    plain_name,
     read_json,
     read_whole,
     sha256_bytes,
@@ -43,6 +44,7 @@ from ich_seq.files import (
     write_bytes,
     write_json,
 )
+from ich_seq.store_checks import check_study, read_index
 
 SCHEMA = "ich-seq features 2"
 MANIFEST, STUDIES, REJECTED, JOURNAL = "manifest.json", "studies.parquet", "rejected.csv", ".journal.jsonl"
@@ -129,12 +131,14 @@ def decode_study(data: bytes, path: Path) -> StudyFeatures:
     """Read a study's file back. Raises ArtefactError if it is none, or its parts disagree in length."""
     try:
         arrays = load_arrays(data)
+        if not {"positions_mm", "features"} <= arrays.keys() <= {"positions_mm", "features", "logits"}:
+            raise ValueError("arrays of something else")
         length = int.from_bytes(data[:8], "little")
         header = parse_json(parse_json(data[8 : 8 + length])["__metadata__"][HEADER_KEY])
         study = StudyFeatures(
             study_uid=header["study_uid"],
             patient_key=header["patient_key"],
-            sop_uids=tuple(header["sop_uids"]),
+            sop_uids=tuple(_list(header["sop_uids"])),
             positions_mm=arrays["positions_mm"],
             features=arrays["features"],
             logits=arrays.get("logits"),
@@ -148,6 +152,12 @@ def decode_study(data: bytes, path: Path) -> StudyFeatures:
     return study
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
+
+
 class StoreWriter:
     """Grows a store study by study, and picks up where a broken run left off.
 
@@ -158,14 +168,13 @@ class StoreWriter:
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.root, self.fingerprint = root, fingerprint
         self._ours: set[str] = set()
-        self._rows = {row["key"]: row for row in self._finished()}
+        self._rows = {row["key"]: _line(row) for row in self._finished()}
         (root / MANIFEST).unlink(missing_ok=True)  # the store is not whole from here on
         self._write_journal()
 
     def _finished(self) -> Iterator[dict[str, Any]]:
         """Yield the journalled studies whose file is whole; a torn last line is one that never was."""
-        journal = self.root / JOURNAL
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else ():
+        for line in self._journal().splitlines():
             try:
                 row = parse_json(line)
                 path = self.root / Path(row["file"]).name
@@ -177,9 +186,14 @@ class StoreWriter:
             if taken_up:
                 yield row
 
+    def _journal(self) -> str:
+        try:
+            return read_whole(self.root / JOURNAL).decode(errors="replace")
+        except OSError:  # none yet, or what is none
+            return ""
+
     def _write_journal(self) -> None:
-        lines = (json.dumps(row, sort_keys=True) + "\n" for row in self._rows.values())
-        write_bytes(self.root / JOURNAL, "".join(lines).encode())
+        write_bytes(self.root / JOURNAL, "".join(f"{line}\n" for line in self._rows.values()).encode())
 
     def has(self, key: str) -> bool:
         """Tell whether the study of these input files is in the store."""
@@ -209,9 +223,9 @@ class StoreWriter:
             **geometry,
         }
         write_bytes(self.root / row["file"], data)
-        append_line(self.root / JOURNAL, json.dumps(row, sort_keys=True))
+        append_line(self.root / JOURNAL, _line(row))
         self._ours.add(row["file"])
-        self._rows[key] = row
+        self._rows[key] = _line(row)
 
     def close(self, keys: Sequence[str], rejected: bytes, encoders: Sequence[str], facts: dict[str, Any]) -> None:
         """Write the index, the list of unused files and, last, the manifest that makes the store whole.
@@ -221,9 +235,10 @@ class StoreWriter:
         """
         self._rows = {key: self._rows[key] for key in keys if key in self._rows}
         self._write_journal()
-        for stale in self._ours - {row["file"] for row in self._rows.values()}:
+        rows = [json.loads(line) for line in self._rows.values()]
+        for stale in self._ours - {row["file"] for row in rows}:
             (self.root / stale).unlink(missing_ok=True)
-        table = pd.DataFrame(list(self._rows.values()))
+        table = pd.DataFrame(rows)
         geometry = sorted(set(table.columns) - {*INDEX_COLUMNS, "key", "fingerprint"})
         write_bytes(self.root / STUDIES, table[[*INDEX_COLUMNS, *geometry]].to_parquet(index=False, engine="pyarrow"))
         write_bytes(self.root / REJECTED, rejected)
@@ -232,6 +247,11 @@ class StoreWriter:
             self.root / MANIFEST,
             {"schema": SCHEMA, "version": __version__, "fingerprint": self.fingerprint, "files": hashes, **facts},
         )
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Return a row as the journal has it; in memory it takes half of what a dict does."""
+    return json.dumps(row, sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,13 +266,16 @@ class FeatureStore:
         """Read every study once, in the order of the index, its bytes checked; its embeddings stay on the disk.
 
         Of a study that several networks embedded one is taken, in turn from study to study, so that what
-        learns from them sees all networks. Raises ArtefactError if bytes were changed.
+        learns from them sees all networks. Raises ArtefactError if bytes were changed, or are of another study.
         """
         for turn, (_, rows) in enumerate(self.studies.groupby("study_uid", sort=False)):
             row = rows.iloc[turn % len(rows)]
             path = self.root / str(row["file"])
             data = _checked_bytes(path, str(row["sha256"]))
-            yield replace(decode_study(data, path), features=_where_rows_lie(data, path))
+            study = decode_study(data, path)
+            on_disk = replace(study, features=_where_rows_lie(data, path))
+            check_study(study, row, path)
+            yield on_disk
 
     def __len__(self) -> int:
         return int(self.studies["study_uid"].nunique())
@@ -282,9 +305,15 @@ def open_store(root: Path) -> FeatureStore:
     hashes = manifest.get("files")
     if not isinstance(hashes, dict) or not {STUDIES, REJECTED} < hashes.keys():
         raise ArtefactError(f"{path} does not vouch for the files beside it; extract the features again.")
-    for name, sha256 in hashes.items():
-        _checked_bytes(root / Path(name).name, sha256)
-    return FeatureStore(root=root, manifest=manifest, studies=pd.read_parquet(root / STUDIES))
+    try:
+        names = [plain_name(name) for name in hashes]
+    except ValueError as error:
+        raise ArtefactError(f"{path} vouches for files elsewhere; extract the features again.") from error
+    for name in names:
+        _checked_bytes(root / name, hashes[name])
+    index = _checked_bytes(root / STUDIES, hashes[STUDIES])
+    most = sum(1 for _ in root.glob("*.safetensors"))
+    return FeatureStore(root=root, manifest=manifest, studies=read_index(index, root / STUDIES, most_rows=most))
 
 
 def read_manifest(path: Path, schema: str) -> dict[str, Any]:
@@ -295,7 +324,7 @@ def read_manifest(path: Path, schema: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} cannot be read; make the folder again.") from error
     if found != schema:
-        raise ArtefactError(f"{path} is of schema {found!r}, this version reads {schema!r}; make the folder again.")
+        raise ArtefactError(f"{path} is of schema {found!r:.80}, this version reads {schema!r}; make the folder again.")
     return manifest
 
 

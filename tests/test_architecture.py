@@ -12,12 +12,12 @@ import ich_seq
 PACKAGE = Path(ich_seq.__file__).parent
 
 LEVELS = {
-    "__init__": 0,
+    "__init__": -1,
+    "files": 0,
     "signals": 0,
     "tables": 0,
     "devices": 1,
     "readers": 1,
-    "files": 1,
     "labels": 1,
     "config": 1,
     "progress": 1,
@@ -44,6 +44,7 @@ LEVELS = {
     "cells": 3,
     "model": 4,
     "novelty": 1,
+    "store_checks": 2,
     "store": 3,
     "phantom_labels": 3,
     "hounsfield": 5,

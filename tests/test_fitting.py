@@ -567,7 +567,7 @@ def test_slices_that_cannot_be_read_are_reported_and_training_goes_on(damaged, t
     fitted = train(task, tmp_path / "out")
     assert {u.file for u in fitted.refused} == victims
     assert len(fitted.refused) == len(victims)
-    assert {u.reason for u in fitted.refused} == {Reason.PIXEL_DATA}
+    assert {u.reason for u in fitted.refused} == {Reason.CHANGED}
     logits, known, refused = predict_rows(network_of(task, fitted.tensors), task, watch, precision="fp32")
     assert [slices.header(row).file for row in watch[~known]] == [u.file for u in refused] == ["1.2.7.3.dcm"]
     loss = log_loss_of_logits(logits[known], slices.targets[watch][known])

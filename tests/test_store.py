@@ -63,7 +63,7 @@ def study(i, k):
     n = 1 + i % 12
     return StudyFeatures(
         study_uid=f"1.2.{{i}}", patient_key=f"p{{i // 2}}", sop_uids=tuple(f"1.2.{{i}}.{{s}}" for s in range(n)),
-        positions_mm=rng.normal(size=n).cumsum(), features=rng.normal(size=(n, 64)).astype(np.float16),
+        positions_mm=abs(rng.normal(size=n)).cumsum(), features=rng.normal(size=(n, 64)).astype(np.float16),
         logits=rng.normal(size=(n, {K})).astype(np.float32), network=k)
 
 def grow():
@@ -99,7 +99,7 @@ def study_of(
         study_uid=uid,
         patient_key=f"patient of {uid}",
         sop_uids=tuple(f"{uid}.{i}" for i in range(slices)),
-        positions_mm=np.random.default_rng([seed, slices]).normal(size=slices).cumsum(),
+        positions_mm=np.abs(np.random.default_rng([seed, slices]).normal(size=slices)).cumsum(),
         features=rng.normal(size=(slices, dim)).astype(np.float16),
         logits=rng.normal(size=(slices, K)).astype(np.float32) if logits else None,
         network=network,

@@ -6,25 +6,29 @@ threads. A child is the command line as a user has it, up to the interpreter's e
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from attacks.events import Events, watch_writes
 
 TOOLS = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is to go wrong at the `at`-th write, fsync or rename (from 1): "kill" (SIGKILL, a write half done) or an
-    errno's name, such as "ENOSPC", which all later ones meet too.
+    """What is to go wrong at the `at`-th write, fsync, rename or removal (from 1): "kill" (SIGKILL, a write half done)
+    or an errno's name, such as "ENOSPC", which all later ones meet too; a full disk lets files be removed.
     """
 
     kind: str
@@ -35,8 +39,9 @@ class Fault:
 class Done:
     """How a command ended: its exit code as a shell has it (128 + signal), what it printed, how long it took.
 
-    `events` are the writes, fsyncs and renames that it made, where they were counted; `cpu_s` is how long it computed and `most_mb`
-    the most memory that it held, with what it shares with the process that forked it.
+    `events` are the writes, fsyncs, renames and removals that it made, where they were counted; a letter of `letters`
+    stands for each, those of the module `events`. `cpu_s` is how long it computed, `most_mb` the most memory that it
+    held, with what it shares with the process that forked it.
     """
 
     code: int
@@ -46,6 +51,7 @@ class Done:
     events: int
     cpu_s: float = 0.0
     most_mb: float = 0.0
+    letters: str = ""
 
 
 @dataclass(slots=True)
@@ -93,10 +99,12 @@ class Zygote:
         limits: dict[str, int] | None = None,
         cwd: Path | None = None,
         call: str = "ich_seq.cli:main",
+        brisk: bool = False,
     ) -> Running:
         """Begin a command. `count` counts its writes; `limits` are rlimits by name, such as {"RLIMIT_FSIZE": 4096}.
 
-        `call` is the function that finds `arguments` in sys.argv, if it is not the command line's.
+        `call` is the function that finds `arguments` in sys.argv, if it is not the command line's. A `brisk` command
+        ends without taking its modules apart, which costs more time than many a command.
         """
         folder = tempfile.TemporaryDirectory(prefix="attack-")
         request = {
@@ -106,6 +114,7 @@ class Zygote:
             "environment": environment or {},
             "limits": limits or {},
             "cwd": str(cwd) if cwd else None,
+            "brisk": brisk,
             "folder": folder.name,
             "call": call,
         }
@@ -127,9 +136,9 @@ class Zygote:
         with running.folder as folder:
             text = {name: (Path(folder) / name).read_text(errors="replace") for name in ("stdout", "stderr")}
             events = Path(folder) / "events"
-            counted = int(events.read_text() or 0) if events.exists() else 0
-        seconds = ended - running.began
-        return Done(-1 if overdue else code, text["stdout"], text["stderr"], seconds, counted, *used)
+            letters = events.read_text() if events.exists() else ""
+        code, seconds = -1 if overdue else code, ended - running.began
+        return Done(code, text["stdout"], text["stderr"], seconds, len(letters), *used, letters)
 
     def run(self, arguments: Sequence[str], *, timeout_s: float = 120, **how: Any) -> Done:
         """Run a command to its end."""
@@ -189,74 +198,33 @@ def _become(request: dict[str, Any]) -> None:
         opened = os.open(name, os.O_RDWR | os.O_CREAT)
         os.dup2(opened, number)
         os.close(opened)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a battery in the background may ignore some
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.environ.update(request["environment"])
     if request["cwd"]:
         os.chdir(request["cwd"])
     for name, value in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     if request["fault"] or request["count"]:
-        _watch_writes(folder / "events", request["fault"])
+        watch_writes(Events(folder / "events", request["fault"]))
     sys.argv = ["ich-seq", *request["arguments"]]
 
 
-def _watch_writes(counter: Path, fault: dict[str, Any] | None) -> None:
-    """Count every write, fsync and rename of this process, and let one of them go wrong."""
-    import errno
-    import pathlib
-
-    seen = 0
-    tally = os.open(counter, os.O_RDWR | os.O_CREAT)
-
-    def event(half: Any = None) -> None:
-        nonlocal seen
-        seen += 1
-        os.pwrite(tally, str(seen).encode(), 0)
-        if fault is None or seen < fault["at"]:
-            return
-        if fault["kind"] == "kill":
-            if half is not None:
-                half()
-            os.kill(os.getpid(), signal.SIGKILL)
-        number = getattr(errno, fault["kind"])
-        raise OSError(number, os.strerror(number))
-
-    class Watched:
-        """A file whose writes are events."""
-
-        def __init__(self, file: Any) -> None:
-            self.file = file
-
-        def __enter__(self) -> Watched:
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *problem: object) -> None:
-            self.file.__exit__(*problem)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def write(self, data: Any) -> Any:
-            event(lambda: (self.file.write(data[: len(data) // 2]), self.file.flush()))
-            return self.file.write(data)
-
-    plain_open, plain_fsync, plain_replace = pathlib.Path.open, os.fsync, os.replace
-
-    def watched_open(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
-        file = plain_open(self, mode, *arguments, **named)
-        return Watched(file) if set(mode) & set("wax+") else file
-
-    def watched_fsync(number: int) -> None:
-        event()
-        plain_fsync(number)
-
-    def watched_replace(*arguments: Any, **named: Any) -> None:
-        event()
-        plain_replace(*arguments, **named)
-
-    pathlib.Path.open, os.fsync, os.replace = watched_open, watched_fsync, watched_replace  # type: ignore[assignment]
+def _end_briskly(main: Callable[[], None]) -> None:
+    """Run a command and end as Python does: join threads, call what waits for the exit, flush; but then just end."""
+    code = None
+    try:
+        main()
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        code = end.code
+    threading._shutdown()  # type: ignore[attr-defined]  # what Python itself calls, under no other name
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def _import_all() -> None:
@@ -272,6 +240,12 @@ def _import_all() -> None:
     for name in (
         "pandas.io.parquet",
         "pyarrow.parquet",
+        "pyarrow.dataset",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.backends.backend_svg",
+        "PIL.JpegImagePlugin",
+        "PIL.PngImagePlugin",
         "libjpeg",
         "openjpeg",
         "sklearn.linear_model",
@@ -289,4 +263,6 @@ if __name__ == "__main__":
 
         call = pkgutil.resolve_name(asked["call"])
         _become(asked)
+        if asked["brisk"]:
+            _end_briskly(call)
         call()

@@ -14,6 +14,7 @@ from ich_seq import __version__
 from ich_seq.commands import (
     EXIT_CODES,
     Commands,
+    Place,
     common,
     counted,
     dicom_argument,
@@ -45,8 +46,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="DICOM_OR_TABLE", type=click.Path(path_type=Path))
-@click.option("--labels", type=click.Path(path_type=Path), help="Slice labels, a CSV file. [default: the table's own]")
+@click.argument("source", metavar="DICOM_OR_TABLE", type=Place())
+@click.option("--labels", type=Place(), help="Slice labels, a CSV file. [default: the table's own]")
 @out_option
 @phi_option
 @workers_option
@@ -137,7 +138,7 @@ def train_cnn(
 @cli.command()
 @dicom_argument
 @out_option
-@click.option("--cnn", type=click.Path(path_type=Path), help="What train-cnn wrote; stands in for the encoder.")
+@click.option("--cnn", type=Place(), help="What train-cnn wrote; stands in for the encoder.")
 @engine_option
 @phi_option
 @settings
@@ -190,7 +191,7 @@ def extract_features(
 
 
 @cli.command()
-@click.argument("features", type=click.Path(path_type=Path))
+@click.argument("features", type=Place())
 @labels_option
 @out_option
 @settings
@@ -244,7 +245,7 @@ def train_rnn(
 
 @cli.command()
 @dicom_argument
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="What train-rnn wrote.")
+@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote.")
 @out_option
 @engine_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
@@ -293,15 +294,13 @@ def predict(
 @click.option(
     "--predictions",
     required=True,
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="What predict wrote: slices.csv, or its folder.",
 )
-@click.option(
-    "--labels", required=True, type=click.Path(path_type=Path), help="Labels of slices or of studies, a CSV file."
-)
+@click.option("--labels", required=True, type=Place(), help="Labels of slices or of studies, a CSV file.")
 @out_option
-@click.option("--bundle", type=click.Path(path_type=Path), help="What train-rnn wrote: was it trained on these labels?")
-@click.option("--dicom", type=click.Path(path_type=Path), help="What was predicted, for pictures of failures.")
+@click.option("--bundle", type=Place(), help="What train-rnn wrote: was it trained on these labels?")
+@click.option("--dicom", type=Place(), help="What was predicted, for pictures of failures.")
 @click.option(
     "--prevalence",
     "shares",
@@ -363,7 +362,7 @@ def evaluate(
 
 
 @cli.command()
-@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", default="demo", show_default=True, type=Place(), help="Folder to write.")
 @click.option(
     "--studies", default=72, show_default=True, type=click.IntRange(min=8), help="Synthetic studies to train on."
 )

@@ -57,8 +57,9 @@ class Refusal(click.ClickException):
     """A refusal of the package as click shows it: its sentence, then its exit code."""
 
     def __init__(self, refusal: IchSeqError) -> None:
-        # it may quote a file of anybody's
-        super().__init__("\n".join(shortened(printable(line)) for line in str(refusal).splitlines()[:MAX_TOLD_LINES]))
+        # it may quote a file of anybody's, who must not begin a line of ours
+        first, *others = (shortened(printable(line)) for line in str(refusal).split("\n")[:MAX_TOLD_LINES])
+        super().__init__("\n".join([first, *(f"  {line}" for line in others)]))
         self.exit_code = refusal.exit_code  # type: ignore[misc]  # click declares it for the class
 
 
@@ -93,6 +94,24 @@ def our_bug(error: Exception) -> str:
     return "\n".join([f"A bug of ich-seq: {type(error).__name__}{told}", *frames])
 
 
+class Place(click.Path):
+    """A path that the system can look at, whether anything is there or not."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path; one that is too long, or holds a NUL, is a mistake of whoever gave it."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            pass
+        except (OSError, ValueError) as error:
+            self.fail(f"no path to look at: {getattr(error, 'strerror', None) or error}", param, ctx)
+        return path
+
+
 def telling(command: Command) -> Command:
     """Add the options that every command has: what is printed."""
     for option in (
@@ -119,26 +138,24 @@ def settings(command: Command) -> Command:
             metavar="KEY=VALUE",
             help="A setting, e.g. train.epochs=30.",
         ),
-        click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings, a TOML file."),
+        click.option("--config", "config_file", type=Place(), help="Settings, a TOML file."),
     ):
         command = option(command)
     return command
 
 
-out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+out_option = click.option("--out", required=True, type=Place(), help="Folder to write.")
 workers_option = click.option(
     "--workers", type=click.IntRange(min=0), help="Processes and threads that read. [default: one a core]"
 )
-labels_option = click.option(
-    "--labels", required=True, type=click.Path(path_type=Path), help="Slice labels, a CSV file."
-)
+labels_option = click.option("--labels", required=True, type=Place(), help="Slice labels, a CSV file.")
 engine_option = click.option(
     "--engine", type=click.Choice(["torch", "openvino"]), help="What runs the encoder; openvino is for CPUs."
 )
 phi_option = click.option(
     "--phi", is_flag=True, help="Name files and patients in what is written; else hashes and numbers stand for them."
 )
-dicom_argument = click.argument("dicom", type=click.Path(path_type=Path))
+dicom_argument = click.argument("dicom", type=Place())
 
 
 def read_config(path: Path | None, overrides: tuple[str, ...]) -> Config:
@@ -162,14 +179,16 @@ def read_shares(given: tuple[str, ...]) -> dict[str, float]:
         try:
             shares[label] = float(share)
         except ValueError:
-            raise click.BadParameter(f"--prevalence is a label and a share, e.g. any=0.1; given: {text}") from None
+            raise click.BadParameter(
+                f"--prevalence is a label and a share, e.g. any=0.1; given: {printable(text)}"
+            ) from None
     return shares
 
 
 def read_fold(option: str, value: str) -> int:
     """Return a fold's number."""
     if not value.isdecimal():
-        raise click.BadParameter(f"{option} is a fold's number, from 0, or all; given: {value}")
+        raise click.BadParameter(f"{option} is a fold's number, from 0, or all; given: {printable(value)}")
     return int(value)
 
 

@@ -91,6 +91,7 @@ CT_CLASSES = {CTImageStorage, ""}
 MULTI_FRAME_CLASSES = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 SECONDARY_CAPTURE_ROOT = "1.2.840.10008.5.1.4.1.1.7"
 LOCALIZER_WORDS = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"}
+SYNTAX_FORM = re.compile("[0-9.]{1,64}")
 UID_FORM = re.compile("[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 """Wider than DICOM's digits and dots, since anonymisers write all kinds of names: RSNA's are ID_..."""
 
@@ -363,9 +364,9 @@ def _readable_syntax(syntax: str) -> str:
     if syntax in NATIVE:
         return syntax
     if syntax not in PLUGINS:
+        named = syntax if SYNTAX_FORM.fullmatch(syntax) else "of that name"
         raise Refused(
-            Reason.TRANSFER_SYNTAX,
-            f"Transfer syntax {_plain(syntax)} is not read; convert the file (dcmdjpeg, dcmconv).",
+            Reason.TRANSFER_SYNTAX, f"Transfer syntax {named} is not read; convert the file (dcmdjpeg, dcmconv)."
         )
     if PLUGINS[syntax] not in get_decoder(syntax).available_plugins:
         remedy = "pip install 'ich-seq[jpeg]'" if syntax in NEEDS_JPEG_EXTRA else "pip install pylibjpeg-openjpeg"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +19,9 @@ from ich_seq import OutputError
 
 PARTIAL = ".ich-seq-partial"
 """Suffix of a file that is being written; leftovers are removed when the folder is opened again."""
+
+UNWRITTEN = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+"""Controls that JSON allows, and halves of letters, as names that are no UTF-8 have."""
 
 MAX_JSON_BYTES = 1 << 26
 """A description of ours has some kilobytes; that of a run with a million rejected files has less than this."""
@@ -154,7 +158,8 @@ def _told(path: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines: sorted keys, two blanks, no NaN, a line feed at the end."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))  # names that are no UTF-8
+    plain = UNWRITTEN.sub(lambda letter: f"\\u{ord(letter[0]):04x}", text)
+    write_bytes(path, (plain + "\n").encode())
 
 
 def make_folder(path: Path) -> None:

@@ -7,17 +7,24 @@ Their templates lie in `templates/`; `base.html` holds what all share. Whatever 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ich_seq import __version__
 from ich_seq.labels import LABELS
 
 TEMPLATES = Path(__file__).with_name("templates")
+ILLEGIBLE = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Controls but for blanks, what turns the direction of writing, and halves of letters."""
+
 DECIMALS = 3
 NO_BREAK = "\u00a0"
 NOTHING = "–"  # noqa: RUF001 - a dash where there is no number
@@ -37,7 +44,7 @@ def render(template: str, **values: Any) -> bytes:
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_legible,
     )  # fmt: skip
     environment.filters |= {"estimate": estimate, "number": number, "count": count, "percent": percent}
     environment.globals |= {
@@ -46,6 +53,13 @@ def _templates() -> Environment:
         "version": __version__,
     }
     return environment
+
+
+def _legible(value: Any) -> Any:
+    """Return text with escapes for controls and what turns a line around; all else, our own markup too, as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return ILLEGIBLE.sub(lambda letter: letter[0].encode("unicode_escape").decode(), value)
 
 
 def number(value: float | None, decimals: int = DECIMALS) -> str:

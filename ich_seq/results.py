@@ -19,6 +19,7 @@ from ich_seq.report import GEOMETRY_COLUMNS, PARTS, SLICES, STUDIES
 from ich_seq.study_labels import StudyLabels
 from ich_seq.tables import unguarded
 
+MOST_LETTERS = 64
 BLEND, ALONE = "blend", "predicted"
 BASELINES = ("constant", "position")
 BASELINE_FOLDS = 5
@@ -118,6 +119,8 @@ def _predictors(table: pd.DataFrame, path: Path) -> dict[str, str]:
         raise UsageError(
             f"{path}: columns such as {min(taken)}_any have a name that evaluate gives itself; rename the six."
         )
+    if odd := [p for p in others if not p.isprintable() or len(p) > MOST_LETTERS]:
+        raise UsageError(f"{path}: {odd[0][:MOST_LETTERS]!r} names no predictor: {MOST_LETTERS} letters that print.")
     own = BLEND if {f"{name}_" for name in PARTS} <= set(others) else ALONE
     return {own: "", **{p.removesuffix("_"): p for p in others}}
 

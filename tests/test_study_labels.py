@@ -99,7 +99,7 @@ def test_reads_other_than_0_and_1_are_refused(read, column, value):
 
 def test_a_patient_twice_is_refused(read):
     """Two rows of one patient would have to be guessed between, even if they agree."""
-    with pytest.raises(UsageError, match=r"labels\.csv: more than one row for CQ500-CT-1\."):
+    with pytest.raises(UsageError, match=r"labels\.csv: rows 3 and 4 are of the same name"):
         read(reads_csv([{}, {}, {"name": " CQ500-CT-1"}]))
 
 
@@ -140,7 +140,7 @@ def test_rows_of_studies_that_cannot_be_meant_are_refused(read):
         read(studies_csv("study_uid", {"a": (0,) * 6, "b": (0, 0, 0, 0, 3, 1)}))
     with pytest.raises(UsageError, match="any in row 2 is neither 0 nor 1"):
         read(studies_csv("study_uid", {"a": (0, 0, 0, 0, 0, 7)}))
-    with pytest.raises(UsageError, match="more than one row for a"):
+    with pytest.raises(UsageError, match="rows 2 and 3 are of the same name"):
         read(studies_csv("study_uid", {"a": (0,) * 6, " a": (0,) * 6}))
     with pytest.raises(UsageError, match="holds no labels"):
         read(studies_csv("study_uid", {}))

@@ -28,7 +28,7 @@ from attacks.scene import build
 ALONE = ("bad_inputs", "mutants", "size_lies", "hostile_artefacts", "metamorphic", "soak")
 """Attacks that bring their own data."""
 
-ON_THE_SCENE = ("kills", "disk_faults", "interruptions", "crowds", "injections", "air_gap")
+ON_THE_SCENE = ("kills", "disk_faults", "interruptions", "crowds", "injections", "phi", "air_gap")
 """Attacks on commands, that need a scene."""
 
 Attack = Callable[..., Outcome]

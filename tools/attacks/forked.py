@@ -23,6 +23,8 @@ from typing import IO, Any
 from attacks.events import Events, watch_writes
 
 TOOLS = Path(__file__).resolve().parents[1]
+MARK = "\0end of a command, "
+"""Stands in the output of several commands between two, its exit code behind it on stderr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Running:
 
 
 class Zygote:
-    """Starts commands; a context manager, since it is a process."""
+    """Starts commands; a context manager, since it is a process. All run with `weakness` where they name none."""
 
     def __init__(self) -> None:
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -75,6 +77,7 @@ class Zygote:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self._ended: dict[int, tuple[int, float, float, float]] = {}
+        self.weakness = ""
 
     def __enter__(self) -> Zygote:
         return self
@@ -100,11 +103,15 @@ class Zygote:
         cwd: Path | None = None,
         call: str = "ich_seq.cli:main",
         brisk: bool = False,
+        weakness: str = "",
+        before: Sequence[Sequence[str]] = (),
     ) -> Running:
         """Begin a command. `count` counts its writes; `limits` are rlimits by name, such as {"RLIMIT_FSIZE": 4096}.
 
         `call` is the function that finds `arguments` in sys.argv, if it is not the command line's. A `brisk` command
-        ends without taking its modules apart, which costs more time than many a command.
+        ends without taking its modules apart, which costs more time than many a command. `weakness` names what of
+        `weaknesses` is done to the package first, e.g. "raise_in ich_seq.labels.read_labels", `before` commands that
+        the same process runs first, see `run_each`.
         """
         folder = tempfile.TemporaryDirectory(prefix="attack-")
         request = {
@@ -115,6 +122,8 @@ class Zygote:
             "limits": limits or {},
             "cwd": str(cwd) if cwd else None,
             "brisk": brisk,
+            "weakness": weakness or self.weakness,
+            "before": [list(others) for others in before],
             "folder": folder.name,
             "call": call,
         }
@@ -134,7 +143,7 @@ class Zygote:
             time.sleep(0.002)
         code, ended, *used = self._ended.pop(running.pid)
         with running.folder as folder:
-            text = {name: (Path(folder) / name).read_text(errors="replace") for name in ("stdout", "stderr")}
+            text = {name: (Path(folder) / name).read_bytes().decode(errors="replace") for name in ("stdout", "stderr")}
             events = Path(folder) / "events"
             letters = events.read_text() if events.exists() else ""
         code, seconds = -1 if overdue else code, ended - running.began
@@ -143,6 +152,21 @@ class Zygote:
     def run(self, arguments: Sequence[str], *, timeout_s: float = 120, **how: Any) -> Done:
         """Run a command to its end."""
         return self.wait(self.start(arguments, **how), timeout_s)
+
+    def run_each(self, commands: Sequence[Sequence[str]], *, timeout_s: float = 600, **how: Any) -> list[Done]:
+        """Run commands one after another in one child, each as if alone but for what those before it have cached.
+
+        So one that ends before it computes costs milliseconds.
+        """
+        if not commands:
+            return []
+        whole = self.run(commands[-1], timeout_s=timeout_s, before=commands[:-1], **how)
+        out, err = whole.stdout.split(MARK), whole.stderr.split(MARK)
+        ends = [text.split("\n", 1) for text in err[1:]]
+        told = [err[0], *(text for _, text in ends)]
+        codes = [int(end) for end, _ in ends]
+        done = [Done(code, *texts, 0.0, 0) for code, *texts in zip(codes, out, told, strict=False)]
+        return [*done, Done(whole.code, out[-1], told[-1], whole.seconds, whole.events)]
 
     def _read(self, kind: str) -> int:
         while True:
@@ -202,13 +226,39 @@ def _become(request: dict[str, Any]) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # what was imported may have asked for it before TMPDIR was set
     if request["cwd"]:
         os.chdir(request["cwd"])
     for name, value in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     if request["fault"] or request["count"]:
         watch_writes(Events(folder / "events", request["fault"]))
+    if request["weakness"]:
+        from attacks import weaknesses
+
+        weaknesses.weaken(request["weakness"])
+    for arguments in request["before"]:
+        _run_before(arguments)
     sys.argv = ["ich-seq", *request["arguments"]]
+
+
+def _run_before(arguments: list[str]) -> None:
+    """Run a command that is not the last of this process."""
+    from ich_seq.cli import main
+
+    sys.argv = ["ich-seq", *arguments]
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    sys.stdout.write(MARK)
+    sys.stderr.write(f"{MARK}{code if isinstance(code, int) else 1}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _end_briskly(main: Callable[[], None]) -> None:

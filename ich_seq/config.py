@@ -21,7 +21,8 @@ Level = Annotated[float, Field(ge=-1e5, le=1e5)]
 Width = Annotated[float, Field(ge=1, le=1e5)]
 Offset = Annotated[int, Field(ge=-64, le=64)]
 
-MAX_SETTINGS_BYTES = 1 << 20
+MAX_SETTINGS_BYTES, MAX_LINE = 1 << 16, 4096
+"""tomllib's time and memory grow with the square of a key's length."""
 
 
 class Section(BaseModel):
@@ -171,7 +172,10 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_whole(path, MAX_SETTINGS_BYTES).decode())
+        text = read_whole(path, MAX_SETTINGS_BYTES).decode()
+        if max(map(len, text.splitlines()), default=0) > MAX_LINE:
+            raise UsageError(f"{path} has a line of more than {MAX_LINE} letters, which is no setting.")
+        return tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"Cannot read the settings {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -159,7 +159,7 @@ def build_encoder(config: Config, *, drop_path: float = 0.0) -> SliceEncoder:
 
 
 def _network(arch: str, channels: int, drop_path: float = 0.0) -> nn.Module:
-    if not timm.is_model(arch):
+    if not timm.is_model(arch) or ("." in arch and not timm.models.is_model_pretrained(arch)):
         near = ", ".join(difflib.get_close_matches(arch, timm.list_models(), n=5))
         raise UsageError(f"timm knows no network {arch!r}{f'; near it are {near}' if near else ''}.")
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}

@@ -76,7 +76,7 @@ def train_rnn(
     _check_encoders(store)
     _refuse_in_sample(store, config.train)
     studies, unlabelled = label_studies(store, truth)
-    _check_widths(studies, encoders_of(store))
+    _check_made(studies, encoders_of(store))
     data = FoldedStudies(studies, _folds(studies, unlabelled, config.train), config.train.seed)
     with locked_folder(out):
         states = _states_of(out, store, labels, config, processor)
@@ -164,12 +164,13 @@ def _check_encoders(store: FeatureStore) -> None:
         raise ArtefactError(f"{store.root / MANIFEST} does not say how it was made; extract again.") from error
 
 
-def _check_widths(studies: Sequence[LabelledStudy], encoders: Mapping[int, EncoderSpec]) -> None:
-    for study in studies:
-        if study.features.features.shape[1] != encoders[study.features.network].dim:
+def _check_made(studies: Sequence[LabelledStudy], encoders: Mapping[int, EncoderSpec]) -> None:
+    """Raise ArtefactError for embeddings, or logits, that their encoder cannot have made."""
+    for features in (study.features for study in studies):
+        made_by = encoders[features.network]
+        if features.features.shape[1] != made_by.dim or (features.logits is not None) != made_by.head:
             raise ArtefactError(
-                f"The embeddings of study {study.features.study_uid} are not as wide as their encoder makes them; "
-                "extract the features again."
+                f"Study {features.study_uid} is not as its encoder makes it; extract the features again."
             )
 
 

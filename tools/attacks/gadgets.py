@@ -1,6 +1,7 @@
 """Files that run a command of their maker's when they are unpickled: pickles, and the formats that hold pickles.
 
-Each is harmless: all that it does is to make one empty file, the canary.
+Each is harmless: all that it does is to make one empty file, the canary. `main` loads them all as carelessly as can be,
+to tell which of them would do so.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import pickle
 import pkgutil
 import runpy
 import subprocess
+import sys
 import tarfile
 import timeit
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +143,12 @@ def _tarred(name: str, data: bytes) -> bytes:
     return held.getvalue()
 
 
+def _untarred(name: str, held: io.BytesIO) -> bytes:
+    with tarfile.open(fileobj=held) as archive:
+        file = archive.extractfile(name)
+        return file.read() if file else b""
+
+
 def _parquet(pickled: bytes) -> bytes:
     """Return a Parquet file with a column whose type is a pickle: Arrow before 14.0.1 unpickles it (CVE-2023-47248)."""
     said = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": pickled}
@@ -153,3 +163,36 @@ def build_gadgets(canary: Path) -> dict[str, bytes]:
     pickled = {name: pickle.dumps(call, protocol=2 + turn % 4) for turn, (name, call) in enumerate(calls.items())}
     hidden = calls["os.system"]
     return pickled | _written_by_hand(canary) | _torch_files(hidden) | _files_of_others(hidden)
+
+
+def load_carelessly(data: bytes) -> Iterator[object]:
+    """Load a file in all the ways that nobody should, one after the other; each may raise anything."""
+    held = io.BytesIO(data)
+    ways = (
+        lambda: pickle.loads(data),
+        lambda: torch.load(held, weights_only=False),
+        lambda: np.load(held, allow_pickle=True),
+        lambda: np.load(held, allow_pickle=True)["weight"],
+        lambda: pickle.loads(zlib.decompress(data)),
+        lambda: pickle.loads(gzip.decompress(data)),
+        lambda: torch.load(io.BytesIO(zipfile.ZipFile(held).read("data.pkl")), weights_only=False),
+        lambda: pickle.loads(_untarred("pickle", held)),
+        lambda: torch.load(io.BytesIO(data[data.index(b"PK") :]), weights_only=False),
+    )
+    for way in ways:
+        held.seek(0)
+        with suppress(Exception):
+            yield way()
+
+
+def is_live(data: bytes, canary: Path) -> bool:
+    """Tell whether a careless loader makes the canary of a file; it is gone afterwards."""
+    live = any(canary.exists() for _ in load_carelessly(data)) or canary.exists()
+    canary.unlink(missing_ok=True)
+    return live
+
+
+def main() -> None:
+    """Print the names of the gadgets that work on a careless loader, for the canary that is the argument."""
+    canary = Path(sys.argv[1])
+    print("\n".join(name for name, data in build_gadgets(canary).items() if is_live(data, canary)))

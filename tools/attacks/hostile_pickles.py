@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,9 @@ from attacks.targets import TARGETS, Target, attempt, fresh, prepare, run_on
 TIMEOUT_S = 1800.0
 SHOWN_TO_COMMANDS = 3
 """How many of the gadgets, besides those that are read by function calls, whole commands are given for each file."""
+
+Read = tuple[Counter[str], list[str]]
+"""How reading ended, each so often, and what was wrong, a sentence each."""
 
 FINE = ("refused", "counts as none", "done anew")
 
@@ -48,7 +51,7 @@ def draw_trials(target: Target, copy: Path, count: int, seed: int) -> Iterator[t
                 yield names[number], file, vouched
 
 
-def read_all(target: Target, prepared: Path, work: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
+def read_all(target: Target, prepared: Path, work: Path, count: int, seed: int) -> Read:
     """Read a target in this process with gadgets in the places of its files; count how that ended."""
     canary, ends, failures = work / "canary", Counter[str](), []
     gadgets = build_gadgets(canary)
@@ -74,51 +77,62 @@ def main() -> None:
     name, prepared, work, count, seed = sys.argv[1:]
     target = next(target for target in TARGETS if target.name == name)
     ends, failures = read_all(target, Path(prepared), Path(work), int(count), int(seed))
-    print(json.dumps({"ends": ends, "failures": failures}))
+    print(json.dumps([ends, failures]))
 
 
 def _run_commands(
     target: Target, prepared: Path, work: Path, scene: Scene, zygote: Zygote, count: int, seed: int
-) -> tuple[int, list[str]]:
-    """Run the command that reads a target; a few gadgets a file."""
-    canary, failures, trials = work / "canary", [], 0
+) -> Read:
+    """Run the command that reads a target, with gadgets in the places of its files."""
+    canary, ends, failures = work / "canary", Counter[str](), []
     gadgets = build_gadgets(canary)
-    for name, file, vouched in draw_trials(target, prepared / target.name, 1 if target.result else count, seed + 1):
+    for name, file, vouched in draw_trials(
+        target, prepared / target.name, min(count, 1) if target.result else count, seed
+    ):
         copy = fresh(prepared, work, target)
         stand_in(copy, file, gadgets[name], target, vouched=vouched)
         end, _ = run_on(target, copy, scene, zygote)
-        failures += _told(name, target, file, vouched, f"given to a command {end}" if end not in FINE else end, canary)
-        trials += 1
-    return trials, failures
+        ends[end] += 1
+        failures += _told(name, target, file, vouched, end if end in FINE else f"given to a command {end}", canary)
+    return ends, failures
 
 
-def run(work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0) -> Outcome:
+def _read_in_child(target: Target, prepared: Path, work: Path, zygote: Zygote, count: int, seed: int) -> Read:
+    """Read a target in a process apart, since what is read may end it."""
+    if target.read is None:
+        return Counter(), []
+    arguments = [target.name, str(prepared), str(work), str(count), str(seed)]
+    done = zygote.run(arguments, call="attacks.hostile_pickles:main", timeout_s=TIMEOUT_S)
+    if done.code:
+        return Counter(), [f"Reading {target.name} ended the process with {done.code}: {done.stderr[-300:]!r}."]
+    ends, failures = json.loads(done.stdout.splitlines()[-1])
+    return Counter(ends), failures
+
+
+def run(
+    work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0, targets: Sequence[Target] = TARGETS
+) -> Outcome:
     """Put gadgets everywhere."""
     prepared = work / "prepared"
-    prepare(prepared, scene, zygote)
+    prepare(prepared, scene, zygote, targets)
     kinds = scaled(len(build_gadgets(work / "canary")), scale)
-    ends, failures, commands = Counter[str](), [], 0
-    for target in TARGETS:
-        if target.read is not None:
-            arguments = [target.name, str(prepared), str(work), str(kinds), str(seed)]
-            done = zygote.run(arguments, call="attacks.hostile_pickles:main", timeout_s=TIMEOUT_S)
-            if done.code:
-                failures.append(f"reading {target.name} ended the process with {done.code}: {done.stderr[-300:]!r}.")
-                continue
-            said = json.loads(done.stdout.splitlines()[-1])
-            ends.update(said["ends"])
-            failures += said["failures"]
-        tried, wrong = _run_commands(target, prepared, work, scene, zygote, scaled(SHOWN_TO_COMMANDS, scale), seed)
-        commands, failures = commands + tried, failures + wrong
+    shown = scaled(SHOWN_TO_COMMANDS, scale, least=0)
+    live = zygote.run([str(work / "canary")], call="attacks.gadgets:main").stdout.split("\n")[:-1]
+    read = [_read_in_child(target, prepared, work, zygote, kinds, seed) for target in targets]
+    given = [_run_commands(target, prepared, work, scene, zygote, shown, seed) for target in targets]
+    ends, failures = (
+        sum(part, start) for part, start in zip(zip(*read, *given, strict=True), (Counter(), []), strict=True)
+    )
     return Outcome(
         "hostile pickles",
-        trials=ends.total() + commands,
+        trials=ends.total(),
         failures=tuple(failures),
         figures={
-            "gadgets": kinds,
-            "files stood in for": sum(len(target.files) for target in TARGETS),
-            "read by function calls": ends.total(),
-            "given to commands": commands,
+            "kinds of gadgets": kinds,
+            "gadgets that work on careless loaders": len(live),
+            "files stood in for": sum(len(target.files) for target in targets),
+            "read by function calls": sum(part.total() for part, _ in read),
+            "given to commands": sum(part.total() for part, _ in given),
             "executed": sum("executed" in failure for failure in failures),
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,6 @@ CPU = torch.device("cpu")
 STUDY_FILE = "?" * 16 + ".safetensors"
 LABELS_FILE, SETTINGS_FILE, WEIGHTS_FILE = "labels.csv", "settings.toml", "weights.safetensors"
 TINY = ("encoder.arch=test_convnext", "slices.size=32")
-STOPPED_CNN, STOPPED_RNN = 88, 200
-"""Writes, fsyncs and renames after which a command is killed: train-cnn then has states, train-rnn those of six."""
-
 EXIT_REFUSED = 2
 MOST_S, MOST_MB, MOST_TOLD = 5.0, 1536.0, 2000
 """What a refusal may take: computing time, memory, of which all commands share some 700 MB, and letters."""
@@ -52,7 +49,8 @@ class Target:
     can), `command` is the command line that reads a copy of it and writes into an output folder. `vouch` makes the
     hashes of a copy right again, None where there are none. Where the copy itself is what a command goes on with,
     `result` is the folder of the scene that it has to become: what is damaged may count as none, and its work is done
-    anew.
+    anew. `source` is the file of a scene that is attacked alone. A target that is `stopped_at` some write, fsync or
+    rename is what a killed command left.
     """
 
     name: str
@@ -61,6 +59,8 @@ class Target:
     command: Callable[[Scene, Path, Path], list[str]]
     vouch: Callable[[Path], None] | None = None
     result: str = ""
+    source: str = ""
+    stopped_at: int = 0
 
     def paths(self, root: Path) -> Iterator[str]:
         """Yield the names of a copy's files that are read, of a pattern only the first."""
@@ -161,24 +161,28 @@ TARGETS = (
     Target(
         name="labels",
         files=(LABELS_FILE,),
+        source=LABELS_FILE,
         read=lambda root: read_any_labels(root / LABELS_FILE),
         command=_labelled,
     ),
     Target(
         name="settings",
         files=(SETTINGS_FILE,),
+        source=SETTINGS_FILE,
         read=lambda root: load_config(root / SETTINGS_FILE),
         command=_set,
     ),
     Target(
         name="encoder settings",
         files=(SETTINGS_FILE,),
+        source=SETTINGS_FILE,
         read=lambda root: load_config(root / SETTINGS_FILE),
         command=_set_encoder,
     ),
     Target(
         name="weights",
         files=(WEIGHTS_FILE,),
+        source="cnn/fold-0/encoder.safetensors",
         read=lambda root: build_encoder(load_config(None, [f"encoder.weights={root / WEIGHTS_FILE}", *TINY])),
         command=_weighed,
     ),
@@ -196,6 +200,7 @@ TARGETS = (
         command=_go_on("train-cnn"),
         vouch=vouch_states,
         result="cnn",
+        stopped_at=88,
     ),
     Target(
         name="states of rnn",
@@ -204,6 +209,7 @@ TARGETS = (
         command=_go_on("train-rnn"),
         vouch=vouch_states,
         result="bundle",
+        stopped_at=200,
     ),
     Target(
         name="begun features",
@@ -214,26 +220,20 @@ TARGETS = (
 )
 
 
-def prepare(root: Path, scene: Scene, zygote: Zygote) -> None:
-    """Lay all targets below `root`, as the package left them; states are of runs that were killed half-way."""
-    for name in ("bundle", "features", "cnn", "results"):
-        shutil.copytree(scene.root / name, root / name)
-    for name, copied in (("begun cnn", "cnn"), ("begun features", "features")):
-        shutil.copytree(scene.root / copied, root / name)
-    for name, file, copied in (
-        ("labels", scene.labels, LABELS_FILE),
-        ("settings", scene.root / SETTINGS_FILE, SETTINGS_FILE),
-        ("encoder settings", scene.root / SETTINGS_FILE, SETTINGS_FILE),
-        ("weights", scene.root / "cnn" / "fold-0" / "encoder.safetensors", WEIGHTS_FILE),
-    ):
-        (root / name).mkdir()
-        shutil.copy(file, root / name / copied)
-    for name, command, at in (("states of cnn", "train-cnn", STOPPED_CNN), ("states of rnn", "train-rnn", STOPPED_RNN)):
-        zygote.run(scene.arguments(command, root / name), fault=Fault("kill", at))
-    if missing := [
-        target.name for target in TARGETS if len(list(target.paths(root / target.name))) < len(target.files)
-    ]:
-        raise RuntimeError(f"there is nothing to attack of {', '.join(missing)}")
+def prepare(root: Path, scene: Scene, zygote: Zygote, targets: Sequence[Target] = TARGETS) -> None:
+    """Lay targets below `root`, as the package left them; states are of runs that were killed half-way."""
+    for target in targets:
+        made = root / target.name
+        if target.source:
+            made.mkdir(parents=True)
+            shutil.copy(scene.root / target.source, made / target.files[0])
+        elif target.stopped_at:
+            zygote.run(target.command(scene, made, made), fault=Fault("kill", target.stopped_at))
+        else:
+            shutil.copytree(scene.root / (target.result or target.name), made)
+        whole = len(list(target.paths(made))) == len(target.files)
+        if not whole or (target.read is not None and attempt(target, made) != "read"):
+            raise RuntimeError(f"{target.name} is not there to be attacked")
 
 
 def fresh(prepared: Path, work: Path, target: Target) -> Path:
@@ -264,10 +264,11 @@ def run_on(target: Target, copy: Path, scene: Scene, zygote: Zygote) -> tuple[st
     if done.code in (0, 3):
         anew = target.result and tree(copy) == tree(scene.root / target.result)
         return "done anew" if anew else f"was accepted: ended with {done.code}", done
-    return _refusal(done), done
+    return judge_refusal(done), done
 
 
-def _refusal(done: Done) -> str:
+def judge_refusal(done: Done) -> str:
+    """Return "refused" for a command that ended soon, in bounds, with 2 and a sentence; else what it did."""
     told = done.stderr.strip()
     if done.code != EXIT_REFUSED or "Traceback" in told or not told:
         last = told.splitlines()[-1][:300] if told else ""

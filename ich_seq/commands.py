@@ -219,7 +219,7 @@ def finish_reading(
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
         click.echo(
             f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected ({reasons}); "
-            f"{summary.out / 'rejected.csv'} lists each.",
+            f"{printable(str(summary.out / 'rejected.csv'))} lists each.",
             err=True,
         )
     finish({"out": str(summary.out), "studies": summary.studies, **asdict(counts), **more}, text, as_json=as_json)
@@ -229,4 +229,4 @@ def finish_reading(
 
 def finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print the result, the one thing that goes to stdout."""
-    click.echo(json.dumps(result, indent=2) if as_json else text)
+    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(map(printable, text.split("\n"))))

@@ -1,4 +1,4 @@
-"""Commands that refuse a hostile text, and so are tempted to repeat it on the terminal."""
+"""Commands that refuse a hostile text, or write into a folder of that name, and so may repeat it on the terminal."""
 
 from __future__ import annotations
 
@@ -103,6 +103,7 @@ def _of_options(folder: Path, payload: Payload, scene: Scene) -> dict[str, list[
     named.mkdir()
     (named / f"{payload.file_name}.dcm").write_bytes(b"no DICOM")
     bundle = str(scene.root / "bundle")
+    labels = _put(folder, "labels.csv", table(["sop_uid", *LABELS], [["1.2", *[0] * len(LABELS)]]))
     train = ["train-cnn", str(scene.dicom), "--labels", str(scene.labels), *out]
     evaluate = ["evaluate", "--predictions", str(scene.root / "results"), "--labels", str(scene.labels), *out]
     judge = ["evaluate", "--labels", str(scene.labels), *out, "--predictions"]
@@ -123,6 +124,7 @@ def _of_options(folder: Path, payload: Payload, scene: Scene) -> dict[str, list[
         "a run that is not there": ["extract-features", str(scene.dicom), "--cnn", f"{folder}/no/{text}", *out],
         "settings that are not there": [*train, "--config", f"{folder}/no/{text}"],
         "a source and a result": ["explore", str(named), "--out", str(folder / "results" / payload.file_name)],
+        "a result that is made": ["explore", labels, "--out", str(folder / "results" / f"{payload.file_name}.made")],
         "a source that is a file": ["explore", str(named / f"{payload.file_name}.dcm"), *out],
     }
 

@@ -33,6 +33,7 @@ from ich_seq.commands import (
     workers_option,
 )
 from ich_seq.signals import ended_by_signals
+from ich_seq.tables import printable
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,7 +71,7 @@ def explore(
 
     with shown(quiet=quiet) as progress:
         summary = run(source, out, labels, workers=workers, phi=phi, progress=progress)
-    text = f"{summarised(summary.exploration)} -> {out}"
+    text = f"{summarised(summary.exploration)} -> {printable(str(out))}"
     finish_reading(summary, text, {"exploration": summary.exploration}, as_json=as_json)
 
 
@@ -131,7 +132,7 @@ def train_cnn(
         return
     name_unlabelled(summary.unlabelled)
     folds = ", ".join(map(str, summary.folds))
-    text = f"{table(summary.figures)}\nfolds {folds} of {config.cnn.folds} -> {out}"
+    text = f"{table(summary.figures)}\nfolds {folds} of {config.cnn.folds} -> {printable(str(out))}"
     finish_reading(summary, text, {"folds": summary.folds, "figures": summary.figures}, as_json=as_json)
 
 
@@ -240,7 +241,7 @@ def train_rnn(
         "unchanged": summary.unchanged,
         "figures": summary.figures,
     }
-    finish(result, f"{table(summary.figures)}\n{summary.studies} studies -> {out}", as_json=as_json)
+    finish(result, f"{table(summary.figures)}\n{summary.studies} studies -> {printable(str(out))}", as_json=as_json)
 
 
 @cli.command()
@@ -350,7 +351,7 @@ def evaluate(
             progress=progress,
         )
     if dicom is not None and summary.evaluation["failures"] and not summary.pictured:
-        click.echo(f"No picture: {dicom} holds none of the slices that the page names.", err=True)
+        click.echo(f"No picture: {printable(str(dicom))} holds none of the slices that the page names.", err=True)
     made_by = summary.evaluation.get("bundle", {})
     if made_by.get("trained_on_these_labels") and made_by["made_the_predictions"] is not False:
         click.echo(
@@ -358,7 +359,11 @@ def evaluate(
             "good; those in its bundle.json are out of fold.",
             err=True,
         )
-    finish(summary.evaluation | {"out": str(out)}, f"{summarised(summary.evaluation)} -> {out}", as_json=as_json)
+    finish(
+        summary.evaluation | {"out": str(out)},
+        f"{summarised(summary.evaluation)} -> {printable(str(out))}",
+        as_json=as_json,
+    )
 
 
 @cli.command()

@@ -201,7 +201,7 @@ def name_unlabelled(unlabelled: tuple[str, ...]) -> None:
 
 def counted(summary: ExtractionSummary | PredictionSummary) -> str:
     """Return in a line what was used, and where the result lies."""
-    return f"{summary.studies} studies, {summary.counts.used} slices -> {summary.out}"
+    return f"{summary.studies} studies, {summary.counts.used} slices -> {printable(str(summary.out))}"
 
 
 def finish_reading(

@@ -17,6 +17,7 @@ from ich_seq.phantom import write_dataset
 from ich_seq.prediction import predict
 from ich_seq.progress import Progress, silent
 from ich_seq.rnn_training import train_rnn
+from ich_seq.tables import printable
 
 MATRIX = 256
 TRAINED_PER_NEW = 3
@@ -88,7 +89,7 @@ def run_demo(
         out / "results", new_set.labels, out / "evaluation", bundle=out / "bundle", dicom=new_set.dicom, seed=seed
     )
     figures = trained.figures | {"blend, new studies": first_figures(judged.evaluation)["blend"]}
-    return DemoSummary(out=out, figures=figures, explanation=EXPLANATION.format(out=out, new=new))
+    return DemoSummary(out=out, figures=figures, explanation=EXPLANATION.format(out=printable(str(out)), new=new))
 
 
 def _refuse_full(out: Path) -> None:

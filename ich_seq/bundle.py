@@ -29,7 +29,7 @@ from ich_seq.config import Rnn
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, save_encoder
 from ich_seq.engines import Embedder, Execution
 from ich_seq.figures import Predicted
-from ich_seq.files import plain_name, sha256_file, write_json
+from ich_seq.files import plain_name, remove, sha256_file, write_json
 from ich_seq.labels import LABELS
 from ich_seq.model import Logits, SequenceModel, ensemble_logits
 from ich_seq.novelty import Familiar
@@ -147,10 +147,8 @@ def save_bundle(
 
 def _forget(root: Path) -> None:
     """Make an older bundle in this folder none from here on, and remove its networks or those a kill left."""
-    (root / CARD).unlink(missing_ok=True)
-    for path in root.glob("*.safetensors"):
-        if NETWORK_FILE.fullmatch(path.name):
-            path.unlink()
+    remove([root / CARD])
+    remove(path for path in root.glob("*.safetensors") if NETWORK_FILE.fullmatch(path.name))
 
 
 def read_card(root: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ich_seq import ArtefactError, UsageError
-from ich_seq.files import plain_name, read_json, sha256_bytes, write_json
+from ich_seq.files import plain_name, read_json, remove, sha256_bytes, write_json
 from ich_seq.weights import read_tensors, write_tensors
 
 OWN_HASH = "facts_sha256"
@@ -31,9 +31,7 @@ def save_checkpoint(root: Path, name: str, tensors: dict[str, Tensor], facts: di
     file = f"{name}-{facts['step']}.safetensors"
     record = facts | {"file": file, "sha256": write_tensors(root / file, tensors)}
     write_json(root / f"{name}.json", record | {OWN_HASH: _hash(record)})
-    for older in root.glob(f"{name}-*.safetensors"):
-        if older.name != file:
-            older.unlink()
+    remove(older for older in root.glob(f"{name}-*.safetensors") if older.name != file)
 
 
 def load_checkpoint(root: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -79,9 +77,7 @@ def _hash(facts: dict[str, Any]) -> str:
 
 def drop_checkpoint(root: Path, name: str) -> None:
     """Remove a state that is not needed any more."""
-    (root / f"{name}.json").unlink(missing_ok=True)
-    for state in root.glob(f"{name}-*.safetensors"):
-        state.unlink()
+    remove([root / f"{name}.json", *root.glob(f"{name}-*.safetensors")])
 
 
 @contextmanager
@@ -105,6 +101,8 @@ def deferred_sigterm() -> Iterator[Callable[[], bool]]:
         yield lambda: came
     finally:
         signal.signal(signal.SIGTERM, before)
+    if came:  # after the last time it was asked for
+        signal.raise_signal(signal.SIGTERM)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -200,6 +200,8 @@ def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboar
     folder, stage = fold_folder(out, task.fold), f"training fold {task.fold}"
     with locked_folder(folder) if task.group.writes else nullcontext():
         if all(task.group.gather(read_fold(out, task.fold) is not None)):
+            if task.group.writes:
+                drop_checkpoint(folder, task.name)  # a kill may have come between
             return
         encoder = build_encoder(config, drop_path=config.cnn.drop_path)
         with _log(folder / "tensorboard", wanted=tensorboard and task.group.writes) as log:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -177,6 +178,14 @@ def remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"Cannot remove {path}: {error.strerror}. Choose another --out.") from error
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all in it. Raises OutputError naming it if that cannot be done."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise OutputError(f"Cannot remove {path}: {error.strerror}. Choose another --out.") from error
 
 
 @contextmanager

@@ -69,9 +69,10 @@ def predict(
     keep_memory()
     loaded = load_bundle(bundle, choose_device(device), engine)
     with locked_folder(out):
+        # what an older run left is no result of this one; first goes what vouches, then the table that readers ask for
+        remove(out / name for name in (RUN, SLICES, STUDIES, SUBMISSION, REJECTED))
         pages = StudyPages(out, loaded)
         pages.clear()
-        remove(out / name for name in (RUN, *TABLES, REJECTED))  # what an older run left is no result of this one
         findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
         refused: list[Unused] = []
         with slice_tables(out) as write_slices:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ich_seq.devices import choose_device
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, with_head
 from ich_seq.engines import Execution
 from ich_seq.figures import Predicted, Truth, judge
-from ich_seq.files import locked_folder, make_folder, sha256_file, short_hash
+from ich_seq.files import locked_folder, make_folder, remove_folder, sha256_file, short_hash
 from ich_seq.folded_studies import FoldedStudies, Folds
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.model import SequenceModel, ensemble_logits
@@ -91,7 +90,7 @@ def train_rnn(
         }
         facts = {"training": training, "figures": figures}
         _save(out, store, _heads(data, store), ensemble, _familiar(studies, store), facts)
-        shutil.rmtree(states)
+        remove_folder(states)
     return TrainingSummary(
         out=out,
         studies=len(studies),
@@ -111,7 +110,7 @@ def _states_of(out: Path, store: FeatureStore, labels: Path, config: Config, dev
     states = out / f".training-{short_hash(repr(what))}"
     for other in out.glob(".training-*"):
         if other != states:
-            shutil.rmtree(other)
+            remove_folder(other)
     make_folder(states)
     return states
 

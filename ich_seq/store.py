@@ -38,6 +38,7 @@ from ich_seq.files import (
     plain_name,
     read_json,
     read_whole,
+    remove,
     sha256_bytes,
     sha256_file,
     short_hash,
@@ -55,7 +56,7 @@ HEADER_KEY = "ich_seq"
 """All text of a study file sits under this one key: safetensors writes several in random order."""
 
 
-def encoder_file(number: int) -> str:
+def encoder_file(number: int | str) -> str:
     """Return the name of an encoder's file; a bundle's have another, so that both can lie in one folder."""
     return f"network-{number}.safetensors"
 
@@ -169,7 +170,8 @@ class StoreWriter:
         self.root, self.fingerprint = root, fingerprint
         self._ours: set[str] = set()
         self._rows = {row["key"]: _line(row) for row in self._finished()}
-        (root / MANIFEST).unlink(missing_ok=True)  # the store is not whole from here on
+        remove([root / MANIFEST])  # the store is not whole from here on
+        self._remove_stale()
         self._write_journal()
 
     def _finished(self) -> Iterator[dict[str, Any]]:
@@ -194,6 +196,14 @@ class StoreWriter:
 
     def _write_journal(self) -> None:
         write_bytes(self.root / JOURNAL, "".join(f"{line}\n" for line in self._rows.values()).encode())
+
+    def _remove_stale(self) -> None:
+        """Remove files of ours that no row is left of, while the journal still tells that they are ours."""
+        rows = {row["file"] for row in self._parsed()}
+        remove(self.root / name for name in sorted(self._ours - rows))
+
+    def _parsed(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._rows.values()]
 
     def has(self, key: str) -> bool:
         """Tell whether the study of these input files is in the store."""
@@ -234,11 +244,10 @@ class StoreWriter:
         files of others never. `encoders` are the files of the encoders, `facts` JSON values for the manifest.
         """
         self._rows = {key: self._rows[key] for key in keys if key in self._rows}
+        self._remove_stale()
+        remove(path for path in self.root.glob(encoder_file("*")) if path.name not in encoders)
         self._write_journal()
-        rows = [json.loads(line) for line in self._rows.values()]
-        for stale in self._ours - {row["file"] for row in rows}:
-            (self.root / stale).unlink(missing_ok=True)
-        table = pd.DataFrame(rows)
+        table = pd.DataFrame(self._parsed())
         geometry = sorted(set(table.columns) - {*INDEX_COLUMNS, "key", "fingerprint"})
         write_bytes(self.root / STUDIES, table[[*INDEX_COLUMNS, *geometry]].to_parquet(index=False, engine="pyarrow"))
         write_bytes(self.root / REJECTED, rejected)

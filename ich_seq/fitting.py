@@ -311,7 +311,8 @@ class Training:
         self.best = parts["best"] and same_form(mine, parts["best"])
         self.step = whole_number(facts["step"], self.steps * self.task.options.epochs)
         self.loss_sum = float(facts["loss_sum"])
-        self.curve = TypeAdapter(list[dict[str, float]]).validate_python(facts["curve"], strict=True)
+        TypeAdapter(list[dict[str, float]]).validate_python(facts["curve"], strict=True)
+        self.curve = facts["curve"]  # as it was: what is validated has 1.0 for an epoch, and so other bytes
         if len(self.curve) != self.step // self.steps:
             raise ValueError("a curve of other epochs")
         self.best_epoch = whole_number(facts["best_epoch"], len(self.curve))

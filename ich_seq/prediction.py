@@ -88,7 +88,7 @@ def predict(
                 raise NothingUsableError(
                     f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}."
                 )
-        write_studies(out / STUDIES, results)
+            write_studies(out / STUDIES, results)  # before slices.csv, which makes the folder readable
         if report:
             pages.write_worklist(results, counts)
         _write_record(out, len(results), loaded, counts)

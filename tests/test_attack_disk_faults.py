@@ -18,5 +18,5 @@ def test_a_package_that_writes_without_looking_does_not_survive_them(tmp_path, s
     from attacks.disk_faults import run
 
     outcome = run(tmp_path, scene=scene, zygote=weak_zygote, scale=0.01, commands=("extract-features",))
-    assert any("a traceback: OSError" in failure for failure in outcome.failures)
+    assert any("a traceback" in failure for failure in outcome.failures)
     assert any("it ended with 1" in failure for failure in outcome.failures)

@@ -22,6 +22,8 @@ def write_bytes(path, data):
         file.write(data)
 """,
     "cli.py": """
+import signal
+
 def main():
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

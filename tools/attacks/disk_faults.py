@@ -21,7 +21,7 @@ import numpy as np
 from attacks import Outcome, scaled
 from attacks.events import FULL
 from attacks.forked import Done, Fault, Zygote
-from attacks.resumption import Course, Ground, last_line, looks_whole, mended, torn
+from attacks.resumption import Course, Ground, last_line, looks_whole, mended, tells_of_a_bug, torn
 from attacks.scene import RESULTS, Scene
 
 ERRNO_POINTS, ERRNO_POINTS_OVER = 96, 64
@@ -66,7 +66,7 @@ def _problems(course: Course, out: Path, done: Done) -> Iterator[str]:
         return
     if done.code != OUTPUT_FAILED:
         yield f"it ended with {done.code}: {last_line(done)}"
-    if "Traceback" in done.stderr:
+    if tells_of_a_bug(done):
         yield f"a traceback: {last_line(done)}"
     elif done.code == OUTPUT_FAILED and str(out) not in done.stderr:
         yield f"no path below --out is named: {last_line(done)}"

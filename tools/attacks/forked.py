@@ -114,6 +114,8 @@ class Zygote:
         the same process runs first, see `run_each`.
         """
         folder = tempfile.TemporaryDirectory(prefix="attack-")
+        for name in ("stdout", "stderr"):  # a child that is killed at once makes none
+            (Path(folder.name) / name).touch()
         request = {
             "arguments": list(arguments),
             "fault": asdict(fault) if fault else None,

@@ -3,7 +3,7 @@
 Each process is stopped while its result is looked at, then gets its signal. Was the result there to its last byte, the
 command may end as if nothing had come; else it must end within five seconds with 128 + the signal's number, without a
 traceback, leave nothing that passes for whole, and run again to the bytes of an undisturbed run. Some get a second
-signal at once, as impatient people give it. SIGHUP, which no command heeds, is counted beside the others.
+signal at once, as impatient people give it. SIGHUP is counted beside the others.
 
 A few trials are starts as a shell makes them, imports and all; what they start in turn gets the signal too, as from a
 terminal.
@@ -27,7 +27,7 @@ import numpy as np
 
 from attacks import Outcome, scaled
 from attacks.forked import Done, Zygote
-from attacks.resumption import Course, Ground, last_line, looks_whole, mended, torn
+from attacks.resumption import Course, Ground, last_line, looks_whole, mended, tells_of_a_bug, torn
 from attacks.scene import RESULTS, Scene
 
 POINTS, HANGUPS, STARTS = 100, 24, 12
@@ -125,7 +125,7 @@ def _problems(trial: Interruption, ended: Ended) -> list[str]:
         problems.append(f"it ended with {done.code}, not {' or '.join(map(str, expected))}: {last_line(done)}")
     if ended.took_s > WITHIN_S:
         problems.append(f"it took {ended.took_s:.1f} s to end")
-    if "Traceback" in done.stderr or "Exception ignored" in done.stderr:
+    if tells_of_a_bug(done):
         problems.append(f"a traceback: {last_line(done)}")
     return problems
 

@@ -63,6 +63,9 @@ OTHER = {"train-cnn": ("--fold", "0"), "train-rnn": ("--set", "train.folds=4", "
 
 RESUMED_WITHIN_S = 120.0
 
+BUG = ("Traceback", "Exception ignored", "A bug of ich-seq")
+"""What stands on stderr where something went wrong that nobody thought of."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Course:
@@ -250,6 +253,11 @@ def mended(course: Course, zygote: Zygote, out: Path) -> tuple[Done, str]:
     if folders := _folders(out) ^ course.folders:
         return done, f"run again it left or lacks the folder {min(folders)}"
     return done, ""
+
+
+def tells_of_a_bug(done: Done) -> bool:
+    """Tell whether a command said on stderr what users are not to see."""
+    return any(mark in done.stderr for mark in BUG)
 
 
 def last_line(done: Done) -> str:

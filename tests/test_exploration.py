@@ -246,7 +246,7 @@ def test_text_of_others_is_never_markup(write_slice, tmp_path):
 
 def test_a_hostile_table_is_text_too(slices, tmp_path):
     """Studies, makers and the file itself may be named like markup."""
-    table = slices.assign(StudyInstanceUID=HOSTILE, Manufacturer=HOSTILE, ManufacturerModelName="M")
+    table = slices.assign(StudyInstanceUID=HOSTILE, PatientID="P", Manufacturer=HOSTILE, ManufacturerModelName="M")
     path = tmp_path / "<script>.csv"
     table.to_csv(path, index=False)
     page = text_of(explore(path, tmp_path / "out").out)

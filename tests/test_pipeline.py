@@ -23,7 +23,7 @@ from ich_seq.cli import cli
 from ich_seq.cnn_run import ENCODER, FOLDS, HELD_OUT, FoldResult, fold_folder, folds_csv, save_run, write_fold
 from ich_seq.config import load_config
 from ich_seq.encoder import SliceEncoder, save_encoder
-from ich_seq.files import sha256_file
+from ich_seq.files import sha256_file, short_hash
 from ich_seq.labels import LABELS
 from ich_seq.metrics import CLIP
 from ich_seq.phantom import PhantomSet, write_dataset
@@ -255,7 +255,7 @@ def test_a_damaged_slice_costs_itself_only(phantoms: PhantomSet, bundle: Path, r
     )
     assert result.exit_code == 3
     rejected = pd.read_csv(tmp_path / "out" / "rejected.csv")
-    assert rejected[rejected["fate"] == "rejected"]["file"].tolist() == [path.name]
+    assert rejected[rejected["fate"] == "rejected"]["file"].tolist() == [short_hash(path.name)]
     assert rejected.loc[rejected["fate"] == "rejected", "study_uid"].tolist() == [victim["study"]]
     studies = pd.read_csv(tmp_path / "out" / "studies.csv")
     assert studies.set_index("study_uid")["lost_slices"].to_dict() == {

@@ -195,6 +195,7 @@ def test_a_slice_is_brought_to_the_field_and_size_of_the_encoder(folder, slices,
         SOPInstanceUID="1.1.3",
         StudyInstanceUID="1.1",
         SeriesInstanceUID="1.1.9",
+        PatientID="patient of 1.1",
         ImagePositionPatient=[-4, -4, 15.0],
         PixelSpacing=[0.25, 0.25],
     )

@@ -781,7 +781,7 @@ def test_letters_of_other_alphabets_come_back(pages, twelve):
     said = said_of(twelve, scanner="東芝 Aquilion", patient_id="Ärzte\ud800")
     facts = Page(written(pages, without_files(twelve), said)).facts
     assert facts["scanner"] == "東芝 Aquilion"
-    assert facts["Patient ID"] == "Ärzte?"
+    assert facts["Patient ID"] == r"Ärzte\ud800"
 
 
 # As a whole

@@ -384,7 +384,7 @@ def _locate_pixels(header: SliceHeader, stream: BinaryIO, end: int, implicit: bo
     head = stream.read(12)
     if head[:4] != np.array([0x7FE0, 0x0010], f"{order}u2").tobytes():
         raise Refused(Reason.PIXEL_DATA, "No pixel data in the file.")
-    explicit = not implicit and b"AA" <= head[4:6] <= b"ZZ"  # not by the syntax, which some files misstate
+    explicit = not implicit and head[4:6].isalpha() and head[4:6].isupper()  # not by the syntax, which some misstate
     if explicit and head[4:6] not in (b"OW", b"OB"):
         raise Refused(Reason.PIXEL_DATA, "The pixel data is of no kind that holds pixels (its VR).")
     length = int(np.frombuffer((head[8:12] if explicit else head[4:8]).ljust(4, b"\0"), f"{order}u4")[0])

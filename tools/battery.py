@@ -13,6 +13,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
@@ -25,10 +26,10 @@ from attacks import Outcome
 from attacks.forked import Zygote
 from attacks.scene import build
 
-ALONE = ("bad_inputs", "mutants", "size_lies", "hostile_artefacts", "metamorphic", "soak")
+ALONE = ("bad_inputs", "mutants", "size_lies", "metamorphic", "soak")
 """Attacks that bring their own data."""
 
-ON_THE_SCENE = ("kills", "disk_faults", "interruptions", "crowds", "injections", "phi", "air_gap")
+ON_THE_SCENE = ("kills", "disk_faults", "interruptions", "crowds", "hostile_artefacts", "injections", "phi", "air_gap")
 """Attacks on commands, that need a scene."""
 
 Attack = Callable[..., Outcome]
@@ -49,7 +50,11 @@ def main(out: Path, scale: float, only: str, seed: int) -> None:
             work = Path(folder) / name
             work.mkdir()
             began = time.monotonic()
-            outcome = import_module(f"attacks.{name}").run(work, scale=scale, seed=seed, **needed)
+            try:
+                outcome = import_module(f"attacks.{name}").run(work, scale=scale, seed=seed, **needed)
+            except Exception as error:  # the other attacks are still of use
+                traceback.print_exc()
+                outcome = Outcome(name, 0, (f"the attack itself ended with {type(error).__name__}: {error}",))
             rows.append((outcome, time.monotonic() - began))
             write(out, rows)
             click.echo(row_of(*rows[-1]))

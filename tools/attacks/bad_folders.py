@@ -272,10 +272,13 @@ def duplicates() -> Iterator[Case]:
         ("a copy in JPEG 2000", slice_file(syntax=JPEG2000Lossless, pixel=compressed(J2K))),
         ("a copy with another preamble", slice_file(preamble=b"MZ".ljust(128, b"\0"))),
         ("a copy with another number", slice_file(InstanceNumber="7", AcquisitionNumber="7")),
-        ("a copy with more behind it", slice_file(tail=bytes(5000))),
-        ("a copy of another name", slice_file(PatientName="DOE^JANE")),
     ):
         yield many(family, name, {"a.dcm": (whole, USED), "b.dcm": (other, "duplicate")})
+    for name, longer in (
+        ("a copy with more behind it", slice_file(tail=bytes(5000))),
+        ("a copy with a name in it", slice_file(PatientName="DOE^JANE")),
+    ):
+        yield many(family, name, {"a.dcm": (whole, "duplicate"), "b.dcm": (longer, USED)})
     for keyword, value in (
         ("PatientID", "P2"),
         ("PatientID", None),

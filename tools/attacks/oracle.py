@@ -2,7 +2,8 @@
 
 It shares no code with the package or with pydicom, so that a header which the package took for something else than
 what the file holds is found. Where real files ask every reader for leniency (a VR nobody knows, elements out of order
-or without a VR, a stray end of an item), it is lenient too; what decides about the image, it does not guess.
+or without a VR, a stray end of an item, an item under another tag), it is lenient too; what decides about the image, it
+does not guess.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def _field(content: bytes, at: int, *, implicit: bool, order: str) -> Field:
 
 
 def _states_vr(two: bytes) -> bool:
-    return b"AA" <= two <= b"ZZ"
+    return two.isalpha() and two.isupper()
 
 
 def _end_of_undefined(content: bytes, field: Field, *, implicit: bool) -> int:
@@ -189,13 +190,11 @@ def _mark(tag: int, order: str) -> bytes:
 
 
 def _sequence_end(content: bytes, at: int, *, implicit: bool, order: str) -> int:
-    """Return where a sequence of undefined length ends. Unreadable if anything but items stands in it."""
+    """Return where a sequence of undefined length ends; whatever else stands in it is taken for an item."""
     while at + 8 <= len(content):
         field = _field(content, at, implicit=True, order=order)
         if field.tag == SEQUENCE_END:
             return at + 8
-        if field.tag != ITEM:
-            raise Unreadable("a sequence holds what is no item")
         at = field.start + field.length
         if field.length == UNDEFINED:
             at = _item_end(content, field.start, implicit=implicit, order=order)

@@ -41,6 +41,10 @@ LIMITS = {"RLIMIT_DATA": 6 << 30}
 """So that a command that asks for all memory there is meets its end, and not the machine's."""
 
 
+MORE_STOPS = 20
+"""Writes, fsyncs and renames after the first at which a command is killed anew, till it leaves a whole state."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
     """Something that the package reads: the folder of a scene, or files in a folder of their own.
@@ -50,7 +54,7 @@ class Target:
     hashes of a copy right again, None where there are none. Where the copy itself is what a command goes on with,
     `result` is the folder of the scene that it has to become: what is damaged may count as none, and its work is done
     anew. `source` is the file of a scene that is attacked alone. A target that is `stopped_at` some write, fsync or
-    rename is what a killed command left.
+    rename is what a command left that was killed there, or soon after where a state was half written.
     """
 
     name: str
@@ -200,7 +204,7 @@ TARGETS = (
         command=_go_on("train-cnn"),
         vouch=vouch_states,
         result="cnn",
-        stopped_at=88,
+        stopped_at=98,
     ),
     Target(
         name="states of rnn",
@@ -228,12 +232,21 @@ def prepare(root: Path, scene: Scene, zygote: Zygote, targets: Sequence[Target] 
             made.mkdir(parents=True)
             shutil.copy(scene.root / target.source, made / target.files[0])
         elif target.stopped_at:
-            zygote.run(target.command(scene, made, made), fault=Fault("kill", target.stopped_at))
+            for at in range(target.stopped_at, target.stopped_at + MORE_STOPS):
+                shutil.rmtree(made, ignore_errors=True)
+                zygote.run(target.command(scene, made, made), fault=Fault("kill", at))
+                if _is_there(target, made):
+                    break
         else:
             shutil.copytree(scene.root / (target.result or target.name), made)
-        whole = len(list(target.paths(made))) == len(target.files)
-        if not whole or (target.read is not None and attempt(target, made) != "read"):
+        if not _is_there(target, made):
             raise RuntimeError(f"{target.name} is not there to be attacked")
+
+
+def _is_there(target: Target, made: Path) -> bool:
+    """Tell whether there is a file of every pattern, and the package reads them."""
+    whole = len(list(target.paths(made))) == len(target.files)
+    return whole and (target.read is None or attempt(target, made) == "read")
 
 
 def fresh(prepared: Path, work: Path, target: Target) -> Path:

@@ -34,6 +34,7 @@ from ich_seq.commands import (
 )
 from ich_seq.signals import ended_by_signals
 from ich_seq.tables import printable
+from ich_seq.terminal import harmless_streams
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -392,7 +393,7 @@ def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, q
 
 def main() -> None:
     """Run the command line."""
-    with ended_by_signals():
+    with harmless_streams(), ended_by_signals():
         cli()
 
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from ich_seq import IchSeqError, signals
+from ich_seq.signals import ENDED, GO_ON, INTERRUPTED
 from ich_seq.tables import printable
+from ich_seq.terminal import print_result
 
 if TYPE_CHECKING:
     from ich_seq.cnn_training import CnnSummary
@@ -27,14 +29,12 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EXIT_DONE, EXIT_BUG, EXIT_SOME_REJECTED, EXIT_INTERRUPTED = 0, 1, 3, 130
-INTERRUPTIONS: dict[object, str] = {129: "Ended by SIGHUP", EXIT_INTERRUPTED: "Interrupted", 143: "Ended by SIGTERM"}
+EXIT_DONE, EXIT_BUG, EXIT_SOME_REJECTED = 0, 1, 3
 OFFLINE = "HF_HUB_OFFLINE"
 """Hugging Face's own switch: no library that we load asks its hub, unless encoder.weights says so."""
 
 OFFLINE_ANYWAY = OFFLINE in os.environ
 DEBUG = "its text may hold patient data and is not shown: set ICH_SEQ_DEBUG=1 to see it. Please report these lines."
-GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
 MAX_TOLD, MAX_TOLD_LINES = 1000, 20
 """Letters of a line and lines of a refusal that are shown."""
 
@@ -76,9 +76,9 @@ class Commands(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise  # click's own ways to end
         except (KeyboardInterrupt, SystemExit) as end:
-            code = EXIT_INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
-            if code in INTERRUPTIONS:
-                click.echo(f"{INTERRUPTIONS[code]}. {GO_ON}", err=True)
+            code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+            if code in ENDED:
+                click.echo(f"{ENDED[code]}. {GO_ON}", err=True)
             ctx.exit(code if isinstance(code, int) else EXIT_DONE)
         except Exception as error:
             if signals.exit_code():  # which some library turned into an error of its own
@@ -228,5 +228,5 @@ def finish_reading(
 
 
 def finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """Print the result, the one thing that goes to stdout."""
-    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(map(printable, text.split("\n"))))
+    """Print the result as JSON or as text. Raises OutputError if stdout takes none."""
+    print_result(json.dumps(result, indent=2) if as_json else "\n".join(map(printable, text.split("\n"))))

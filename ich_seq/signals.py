@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -22,6 +22,15 @@ AGAIN_S = 1.0
 
 GRACE_S = 4.5
 """How long after a signal the process ends in any case: orchestrators that give five seconds shall see it gone."""
+
+INTERRUPTED = 130
+ENDED: dict[object, str] = {129: "Ended by SIGHUP", INTERRUPTED: "Interrupted", 143: "Ended by SIGTERM"}
+"""What a command says by the code that a signal ends it with, 128 and its number."""
+
+GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
+
+_IMPORTS = "<frozen importlib._bootstrap>"
+"""The file that Python's frames name where a module is being imported."""
 
 _came: list[int] = []
 
@@ -54,7 +63,18 @@ def _end(number: int, frame: FrameType | None) -> None:
     if not _came:
         _came.append(number)
         threading.Thread(target=_insist, args=(number,), daemon=True).start()
+    if _importing(frame):  # where libraries of C++ take an exception for the end of the world, and abort
+        with suppress(OSError):
+            os.write(2, f"{ENDED[128 + number]}. {GO_ON}\n".encode())
+        os._exit(128 + number)
     raise SystemExit(exit_code())
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Tell whether a module is half imported; what is on disk is whole at any moment, so there is no need to unwind."""
+    while frame is not None and frame.f_code.co_filename != _IMPORTS:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _insist(number: int) -> None:

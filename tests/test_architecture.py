@@ -15,6 +15,7 @@ LEVELS = {
     "__init__": -1,
     "files": 0,
     "signals": 0,
+    "terminal": 0,
     "tables": 0,
     "devices": 1,
     "readers": 1,

@@ -16,10 +16,11 @@ from click.testing import CliRunner
 
 from ich_seq.cli import cli
 from ich_seq.cnn_training import CnnSummary
-from ich_seq.commands import EXIT_INTERRUPTED, OFFLINE
+from ich_seq.commands import OFFLINE
 from ich_seq.extraction import ExtractionSummary
 from ich_seq.files import short_hash
 from ich_seq.prediction import PredictionSummary
+from ich_seq.signals import INTERRUPTED
 from ich_seq.studies import Counts
 
 COMMANDS = [cli, *cli.commands.values()]
@@ -204,7 +205,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(ich_seq.extraction, "extract_features", interrupted)
     result = run("extract-features", tmp_path, "--out", tmp_path / "o")
-    assert result.exit_code == EXIT_INTERRUPTED
+    assert result.exit_code == INTERRUPTED
     assert "go on" in result.stderr
 
 

@@ -1,6 +1,6 @@
 # make demo   everything once on synthetic studies, in minutes
 # make test   the quick tests            make test-slow   the others
-# make battery   all attacks on the package, about an hour; make test runs a slice of each
+# make battery   all attacks on the package, for hours; make test runs a slice of each
 # make lint   formatting, lint, types    make check       these three
 #
 # Needs Python 3.11 or newer, pip and make; the first target makes .venv and installs into it.

@@ -1,7 +1,8 @@
 """Attacks on the package, a module for each family: what each tried, what went wrong, and the figures.
 
-Every module has `run(work, *, scale, seed)`: `work` is an empty folder of its own, `scale` 1.0 is the full size that
-docs/reliability.md reports, a smaller one the slice of it that `make test` runs. It returns an `Outcome`.
+A module with `run(work, *, scale, seed, ...)` is an attack, the others are what attacks share. `work` is an empty
+folder of its own, `scale` 1.0 is the full size that docs/reliability.md reports, a smaller one the part of it that
+`make test` runs. It returns an `Outcome`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ Figures = dict[str, int | float | str]
 class Outcome:
     """What became of an attack: how often it was tried, each failure as a sentence, figures by what they measure."""
 
-    name: str
     trials: int
     failures: tuple[str, ...] = ()
     figures: Figures = field(default_factory=dict)

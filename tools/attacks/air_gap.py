@@ -87,7 +87,6 @@ def run(work: Path, *, scene: Scene, scale: float, zygote: object = None, seed: 
     if hub is not None:
         failures += [f"encoder.weights=hub: {fault}" for fault in _hub_faults(hub)]
     return Outcome(
-        "air gap",
         trials=len(chosen) + (hub is not None),
         failures=tuple(failures),
         figures={

@@ -72,7 +72,7 @@ def run(work: Path, *, scale: float, seed: int = 0) -> Outcome:
     chosen = choose(every_case(), scale, seed)
     seen = [(case, attempt(case, work / "case")) for case in chosen]
     failures = [fault for case, report in seen for fault in judge(case, report)]
-    return Outcome("bad inputs", len(chosen), tuple(failures), _figures(seen))
+    return Outcome(len(chosen), tuple(failures), _figures(seen))
 
 
 def every_case() -> list[Case]:

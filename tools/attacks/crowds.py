@@ -244,7 +244,6 @@ def run(work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0
     ended = [end for one in played for end in one.ended]
     won, lost = [e.done for e in ended if e.won], [e.done for e in ended if not e.won]
     return Outcome(
-        "crowds",
         trials=len(played),
         failures=tuple(failure for one in played for failure in one.failures),
         figures={

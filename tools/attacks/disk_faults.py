@@ -88,7 +88,7 @@ def run(
         _few_files(attack, courses, scaled(FILE_COUNTS, scale))
         _read_only(attack, courses, scaled(READ_ONLY, scale))
     figures = dict(attack.seen) | {"slowest end s": round(attack.slowest_s, 2), "mounts": "yes" if mounted else "none"}
-    return Outcome("disk faults", attack.seen["faults"], tuple(attack.failures), figures)
+    return Outcome(attack.seen["faults"], tuple(attack.failures), figures)
 
 
 def _spread(courses: Sequence[Course], count: int, rng: np.random.Generator) -> Iterator[tuple[Course, float]]:

@@ -149,8 +149,13 @@ def _padding(reading: Reading, bits: int, signed: bool) -> int | None:
 
 def silent_use(header: SliceHeader, content: bytes) -> str:
     """Return what the package took from a file that the file does not say, as a sentence; empty if nothing."""
+    wrong = _silent_use(header, content, stated=True)
+    return wrong and _silent_use(header, content, stated=False) and wrong
+
+
+def _silent_use(header: SliceHeader, content: bytes, *, stated: bool) -> str:
     try:
-        reading = read_strictly(content)
+        reading = read_strictly(content, stated=stated)
         said, taken = _as_read_strictly(reading), _deciding(header)
         if said != taken:
             return f"it was read as {taken}, but says {said}"

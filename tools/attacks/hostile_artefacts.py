@@ -68,7 +68,6 @@ def run(work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0
     refused = [one.done for one in judged if one.end == "refused"]
     of = Counter(one.case.target for one in judged)
     return Outcome(
-        "hostile artefacts",
         trials=len(judged),
         failures=tuple(f"{one.case}: {one.end}." for one in judged if one.wrong),
         figures={

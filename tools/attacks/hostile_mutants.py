@@ -132,7 +132,6 @@ def run(work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0
     )
     trials = sum(tally.ends.total() for _, tally, _ in read)
     return Outcome(
-        "hostile mutants",
         trials=trials,
         failures=tuple(failure for _, tally, _ in read for failure in tally.failures),
         figures={

@@ -60,7 +60,8 @@ def read_all(target: Target, prepared: Path, work: Path, count: int, seed: int) 
         stand_in(copy, file, gadgets[name], target, vouched=vouched)
         end = attempt(target, copy)
         ends[end] += 1
-        failures += _told(name, target, file, vouched, end, canary)
+        unjudged = bool(target.result) and end == "read"  # whether a state fits is for the command to say
+        failures += _told(name, target, file, vouched, "counts as none" if unjudged else end, canary)
     return ends, failures
 
 
@@ -124,7 +125,6 @@ def run(
         sum(part, start) for part, start in zip(zip(*read, *given, strict=True), (Counter(), []), strict=True)
     )
     return Outcome(
-        "hostile pickles",
         trials=ends.total(),
         failures=tuple(failures),
         figures={

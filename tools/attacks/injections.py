@@ -76,7 +76,6 @@ def run(work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0
     failures += _strays(work)
     texts = [text for _, done in refused for text in (done.stdout, done.stderr)]
     return Outcome(
-        "injections",
         trials=len(steps) + len(refused),
         failures=tuple(failures),
         figures={

@@ -192,4 +192,4 @@ def run(
             attack.seen["real starts"] += 1
     trials = sum(number for name, number in attack.seen.items() if " ended with " in name)
     figures = dict(sorted(attack.seen.items())) | {"slowest end s": round(attack.slowest_s, 2)}
-    return Outcome("interruptions", trials, tuple(attack.failures), figures)
+    return Outcome(trials, tuple(attack.failures), figures)

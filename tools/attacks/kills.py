@@ -66,7 +66,7 @@ def run(
         seen[kill.course.command] += 1
     failures += [f"{name}: never killed, it leaves {file} as it was" for name, file in stale.items() if file]
     figures = dict(sorted(seen.items())) | {"slowest restart s": round(slowest, 2)}
-    return Outcome("kills", points, tuple(failures), figures)
+    return Outcome(points, tuple(failures), figures)
 
 
 def _kills(ground: Ground, commands: Sequence[str], points: int, rng: np.random.Generator) -> Iterator[Kill]:

@@ -61,7 +61,7 @@ def run(
         *(f"{_codec(number, frames)} mutant {number} of seed {seed}: {wrong}" for number, wrong in _wrongs(pixels)),
     ]
     figures = _header_figures(headers) | _codec_figures(pixels, frames)
-    return Outcome("mutants", n_headers + n_frames, tuple(failures), figures)
+    return Outcome(n_headers + n_frames, tuple(failures), figures)
 
 
 def _try(kinds: Sequence[tuple[int, Callable[[int], Verdict]]], number: int) -> Verdict:

@@ -105,8 +105,12 @@ class Reading:
         return int(match[1])
 
 
-def read_strictly(content: bytes) -> Reading:
-    """Return what a file holds. Unreadable if it does not begin as a DICOM file does."""
+def read_strictly(content: bytes, *, stated: bool = True) -> Reading:
+    """Return what a file holds. Unreadable if it does not begin as a DICOM file does.
+
+    A file whose first element states no VR can be meant in two ways, whatever its syntax says: one element was spoilt,
+    or none states any, for which `stated` is false.
+    """
     at = 132 if content[128:132] == b"DICM" else 0
     if at == 0 and content[:2] not in (b"\x02\x00", b"\x08\x00"):
         raise Unreadable("it does not begin as a DICOM file")
@@ -120,7 +124,7 @@ def read_strictly(content: bytes) -> Reading:
     if syntax == DEFLATED:
         content, at = _inflated(content[at:]), 0
     first_vr = content[at + 4 : at + 6]
-    implicit = syntax == IMPLICIT and not (first_vr.isalpha() and first_vr.isupper())
+    implicit = (syntax == IMPLICIT or not stated) and not (first_vr.isalpha() and first_vr.isupper())
     fields: dict[int, list[Field]] = {}
     for field in _walk(content, at, implicit=implicit, order=">" if syntax == BIG_ENDIAN else "<"):
         if field.tag == ITEM_END:
@@ -168,7 +172,7 @@ def _field(content: bytes, at: int, *, implicit: bool, order: str) -> Field:
 
 
 def _states_vr(two: bytes) -> bool:
-    return two.isalpha() and two.isupper()
+    return b"AA" <= two <= b"ZZ"
 
 
 def _end_of_undefined(content: bytes, field: Field, *, implicit: bool) -> int:

@@ -77,7 +77,6 @@ def run(work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0
         _try(trial, ground, zygote, seen)
     _try_named(ground, zygote, seen)
     return Outcome(
-        "PHI canaries",
         trials=len(tried) + 1,
         failures=tuple(seen.failures),
         figures={

@@ -87,7 +87,7 @@ def run(
         answers = watched(partial(try_lie, said, Path(folder), read, read_pixels), len(said), LIMIT_S)
     found = [(lie, answer) for lie, (_, answer) in zip(said, answers, strict=True)]
     failures = [f"{lie}: {wrong}" for lie, answer in found if (wrong := _wrong(lie, answer))]
-    return Outcome("size_lies", len(said), tuple(failures), _figures(found))
+    return Outcome(len(said), tuple(failures), _figures(found))
 
 
 def told_lies(syntax: str, scale: float, seed: int) -> list[Lie]:

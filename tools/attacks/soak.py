@@ -83,7 +83,7 @@ def run(work: Path, *, scale: float, seed: int = 0, fault: Fault | None = None) 
         figures |= {f"{name}: {what}": value for what, value in found.items()}
         for left in work.glob(f"{given.name}*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return Outcome("soak", sum(wanted.values()), tuple(failures), figures)
+    return Outcome(sum(wanted.values()), tuple(failures), figures)
 
 
 # ---- the studies

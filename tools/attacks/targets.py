@@ -14,7 +14,7 @@ import torch
 from attacks.forked import Done, Fault, Zygote
 from attacks.scene import Scene, tree
 from attacks.vouching import vouch_bundle, vouch_run, vouch_states, vouch_store
-from ich_seq import IchSeqError
+from ich_seq import IchSeqError, OutputError
 from ich_seq.bundle import load_bundle
 from ich_seq.checkpoint import load_checkpoint
 from ich_seq.cnn_run import load_run
@@ -277,7 +277,8 @@ def run_on(target: Target, copy: Path, scene: Scene, zygote: Zygote) -> tuple[st
     if done.code in (0, 3):
         anew = target.result and tree(copy) == tree(scene.root / target.result)
         return "done anew" if anew else f"was accepted: ended with {done.code}", done
-    return judge_refusal(done), done
+    in_the_way = done.code == OutputError.exit_code and "Is a directory" in done.stderr  # where a file is to be written
+    return "refused" if in_the_way and "Traceback" not in done.stderr else judge_refusal(done), done
 
 
 def judge_refusal(done: Done) -> str:

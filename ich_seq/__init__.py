@@ -12,7 +12,7 @@ Letters used in every docstring of the package:
 feet to head. HU are Hounsfield units.
 
     IchSeqError                 everything this package refuses; its text carries the remedy
-    |-- UsageError              a setting, label file or argument that cannot be meant
+    |-- UsageError              a wrong setting, label file or argument
     |-- NothingUsableError      the input holds no study that can be read
     |-- ArtefactError           a store or bundle that is damaged or belongs to something else
     +-- OutputError             the output folder cannot be written

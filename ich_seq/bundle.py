@@ -179,16 +179,19 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         encoders = [_encoder(root, described) for described in card["encoders"]]
         if len({replace(e.spec, weights="", sha256="") for e in encoders}) != 1:
             raise ValueError("encoders that are not shown the same slices")
-        return Bundle(
-            embedders={k: Embedder(encoder, execution, device) for k, encoder in enumerate(encoders)},
-            models=tuple(_model(root, card["rnn"], entry).to(device) for entry in card["rnn"]["files"]),
-            calibrations=Calibrations(**{level: _calibration(of) for level, of in card["calibration"].items()}),
-            familiar=_familiar(root, card["familiar"], card["encoders"]),
-            card=card,
-            card_sha256=sha256_file(path),
-        )
+        models = [_model(root, card["rnn"], entry) for entry in card["rnn"]["files"]]
+        calibrations = Calibrations(**{level: _calibration(of) for level, of in card["calibration"].items()})
+        familiar = _familiar(root, card["familiar"], card["encoders"])
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError, ValidationError) as error:
         raise ArtefactError(f"{path} does not describe the files beside it ({error}); train again.") from error
+    return Bundle(  # a device without memory is no fault of the bundle
+        embedders={k: Embedder(encoder, execution, device) for k, encoder in enumerate(encoders)},
+        models=tuple(model.to(device) for model in models),
+        calibrations=calibrations,
+        familiar=familiar,
+        card=card,
+        card_sha256=sha256_file(path),
+    )
 
 
 def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,15 @@ def whole_number(value: Any, most: int) -> int:
     return value
 
 
+def by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return a state's tensors, named `<part>/<name>`, by part."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
+    return parts
+
+
 def same_form(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors that have the names, shapes and types of others. Raises ValueError for any that have not."""
     forms = ({name: (tensor.shape, tensor.dtype) for name, tensor in of.items()} for of in (wanted, given))
@@ -80,28 +89,53 @@ def drop_checkpoint(root: Path, name: str) -> None:
     remove([root / f"{name}.json", *root.glob(f"{name}-*.safetensors")])
 
 
+class Deferred:
+    """SIGTERM that waits: whether it came, and stretches in which it need not wait."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._before = signal.getsignal(signal.SIGTERM)
+
+    def __call__(self) -> bool:
+        """Tell whether it came."""
+        return self._came
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let SIGTERM end the block at once, for work that a state on disk makes good."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signal.signal(signal.SIGTERM, self._before)
+        try:
+            if self._came:
+                signal.raise_signal(signal.SIGTERM)
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, self.remember)
+
+    def remember(self, number: int, frame: object) -> None:
+        """Take the signal, as its handler."""
+        self._came = True
+
+
 @contextmanager
-def deferred_sigterm() -> Iterator[Callable[[], bool]]:
+def deferred_sigterm() -> Iterator[Deferred]:
     """Let SIGTERM wait until it is asked for: gives a function that tells whether it came.
 
     A scheduler that takes a machine back sends it some seconds before it kills. Outside the main thread,
     where Python delivers no signals, nothing changes.
     """
-    came = False
-
-    def remember(number: int, frame: object) -> None:
-        nonlocal came
-        came = True
-
+    deferred = Deferred()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: came
+        yield deferred
         return
-    before = signal.signal(signal.SIGTERM, remember)
+    before = signal.signal(signal.SIGTERM, deferred.remember)
     try:
-        yield lambda: came
+        yield deferred
     finally:
         signal.signal(signal.SIGTERM, before)
-    if came:  # after the last time it was asked for
+    if deferred():  # after the last time it was asked for
         signal.raise_signal(signal.SIGTERM)
 
 

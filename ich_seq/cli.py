@@ -393,6 +393,7 @@ def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, q
 
 def main() -> None:
     """Run the command line."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours takes a module from the current folder
     with harmless_streams(), ended_by_signals():
         cli()
 

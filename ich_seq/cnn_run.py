@@ -162,6 +162,8 @@ def _read_folds(path: Path, sha256: Any) -> list[tuple[str, str, int]]:
         if sha256_bytes(table) != sha256:
             raise ArtefactError(f"{path} was changed since it was written; train again.")
         rows = list(csv.DictReader(io.StringIO(table.decode())))
+        if not rows:
+            raise ValueError("no patients")
         return [(row["study_uid"], row["patient_key"], int(row["fold"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArtefactError(f"{path} cannot be read; train again.") from error

@@ -26,6 +26,9 @@ MAX_FRAGMENTS = 1 << 16
 MAX_TILES = 4096
 """Tiles of 64 x 64 on the largest slice; decoders keep a state for each."""
 
+MAX_TILE_PARTS = 1 << 16
+"""Of a frame, which are walked over one by one."""
+
 LEAST_BITS, MOST_BITS = 9, 16
 """Encoders write the bits stored, the bits allocated or what the values need; 8 bits cannot hold HU."""
 
@@ -33,7 +36,7 @@ ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 JP2_SIGNATURE = b"\x00\x00\x00\x0cjP"
 SOC_SIZ = b"\xff\x4f\xff\x51"
 SOT = b"\xff\x90"
-SOI, SOS, SOF_JPEG_LS = b"\xff\xd8", 0xDA, 0xF7
+SOI, EOI, SOS, SOF_JPEG_LS = b"\xff\xd8", b"\xff\xd9", 0xDA, 0xF7
 NOT_SOF = {0xC4, 0xC8, 0xCC}
 """Markers among C0 to CF that begin no frame: Huffman tables, extensions, arithmetic conditioning (ITU-T T.81)."""
 
@@ -111,7 +114,10 @@ def check_frame(head: bytes, syntax: str, rows: int, columns: int) -> None:
         raise Refused(Reason.CODESTREAM, f"The compressed frame has {said}.")
     if size.components != 1 or not LEAST_BITS <= size.bits <= MOST_BITS:
         said = f"{size.components} components of {size.bits} bits"
-        raise Refused(Reason.CODESTREAM, f"The compressed frame has {said}; a CT slice has one, of 12 to 16 bits.")
+        raise Refused(
+            Reason.CODESTREAM,
+            f"The compressed frame has {said}; a CT slice has one, of {LEAST_BITS} to {MOST_BITS} bits.",
+        )
 
 
 def _check_rle(head: bytes) -> None:
@@ -143,14 +149,25 @@ def check_tiles(frame: bytes) -> None:
     start = _codestream_box(frame) if frame.startswith(JP2_SIGNATURE) else 0
     x1, y1, _, _, width, height, x0, y0 = struct.unpack_from(">8I", frame, start + 8)
     expected, found, place = -(-(x1 - x0) // width) * -(-(y1 - y0) // height), set(), start + 2
-    while place < len(frame) and frame[place : place + 2] != SOT:
-        place += 2 + int.from_bytes(frame[place + 2 : place + 4])
-    while frame[place : place + 2] == SOT and place + 10 <= len(frame):
+    while place < LOOKED_AT and frame[place : place + 2] != SOT:
+        place += 2 + max(2, int.from_bytes(frame[place + 2 : place + 4]))
+    for _ in range(MAX_TILE_PARTS):
+        if frame[place : place + 2] != SOT or place + 10 > len(frame):
+            break
         tile, length = struct.unpack_from(">HI", frame, place + 4)
         found.add(tile)
         place += length or len(frame)
     if len(found) < expected:
         raise Refused(Reason.CODESTREAM, f"The compressed frame has {len(found)} of {expected} tiles; copy it again.")
+
+
+def check_end(frame: bytes) -> None:
+    """Refused (CODESTREAM): a JPEG or JPEG-LS stream without its end, for which a decoder can make pixels up.
+
+    The End of Image marker (ITU-T T.81 B.1.1.3) comes last, before padding: zeros, or FF of some writers.
+    """
+    if not frame.rstrip(b"\0\xff").endswith(EOI):
+        raise Refused(Reason.CODESTREAM, "The compressed frame is cut short: it has no End of Image; copy it again.")
 
 
 def _codestream_box(head: bytes) -> int:

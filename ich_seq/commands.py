@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from ich_seq import IchSeqError, signals
+from ich_seq import IchSeqError, UsageError, signals
 from ich_seq.signals import ENDED, GO_ON, INTERRUPTED
 from ich_seq.tables import printable
 from ich_seq.terminal import print_result
@@ -42,9 +42,9 @@ MAX_NAMED = 3
 """How many studies are named on the terminal; --json names all."""
 
 EXIT_CODES = """\b
-Exit codes: 0 all done; 1 a bug of ours; 2 a setting or input that cannot be meant;
-3 done, but some files were rejected (see rejected.csv; under torchrun 0, as it
-takes 3 for a failure); 4 nothing usable; 5 output or disk; 129, 130, 143 interrupted."""
+Exit codes: 0 all done; 1 a bug of ours; 2 a wrong setting or input; 3 done, but some
+files were rejected (see rejected.csv; under torchrun 0, as it takes 3 for a failure);
+4 nothing usable; 5 output or stdout cannot be written; 129, 130, 143 interrupted."""
 
 
 def shortened(line: str) -> str:
@@ -73,6 +73,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except IchSeqError as refusal:
             raise Refusal(refusal) from refusal
+        except PermissionError as error:  # of a look at something below a folder that is closed to us
+            raise Refusal(UsageError(f"{error.filename} cannot be read: {error.strerror}.")) from error
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise  # click's own ways to end
         except (KeyboardInterrupt, SystemExit) as end:
@@ -81,8 +83,8 @@ class Commands(click.Group):
                 click.echo(f"{ENDED[code]}. {GO_ON}", err=True)
             ctx.exit(code if isinstance(code, int) else EXIT_DONE)
         except Exception as error:
-            if signals.exit_code():  # which some library turned into an error of its own
-                ctx.exit(signals.exit_code() or EXIT_DONE)
+            if (code := signals.exit_code()) is not None:  # which some library turned into an error of its own
+                ctx.exit(code)
             click.echo(our_bug(error), err=True)
             ctx.exit(EXIT_BUG)
 
@@ -108,7 +110,7 @@ class Place(click.Path):
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             pass
         except (OSError, ValueError) as error:
-            self.fail(f"no path to look at: {getattr(error, 'strerror', None) or error}", param, ctx)
+            self.fail(f"not a usable path: {getattr(error, 'strerror', None) or error}", param, ctx)
         return path
 
 
@@ -153,7 +155,9 @@ engine_option = click.option(
     "--engine", type=click.Choice(["torch", "openvino"]), help="What runs the encoder; openvino is for CPUs."
 )
 phi_option = click.option(
-    "--phi", is_flag=True, help="Name files and patients in what is written; else hashes and numbers stand for them."
+    "--phi",
+    is_flag=True,
+    help="Write Patient IDs and names of files (protected health information), not hashes and numbers.",
 )
 dicom_argument = click.argument("dicom", type=Place())
 

@@ -174,7 +174,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         text = read_whole(path, MAX_SETTINGS_BYTES).decode()
         if max(map(len, text.splitlines()), default=0) > MAX_LINE:
-            raise UsageError(f"{path} has a line of more than {MAX_LINE} letters, which is no setting.")
+            raise UsageError(f"{path} has a line of more than {MAX_LINE} characters; no setting needs one.")
         return tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"Cannot read the settings {path}: {error.strerror}.") from None

@@ -1,8 +1,8 @@
 """The process in which compressed frames are decoded: `python -m ich_seq.decode_worker`, started by `decoding`.
 
-It reads requests from stdin and answers on stdout, and opens no file. A message is the length of its head, four bytes,
-the head, JSON, and as many raw bytes as that says. Decoders are
-foreign code fed with foreign bytes: here they may run out of memory, hang or crash, and cost one slice.
+It says that it is ready, reads requests from stdin and answers on stdout. A message is four bytes with the length of
+its head, the head as JSON, and as many raw bytes as the head says. Decoders are foreign code fed with foreign bytes:
+here they may run out of memory, hang or crash at the cost of one slice.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
+
+READY = b"ready"
+"""As `decoding` has it, which is not imported here."""
 
 RLE_PADDING_BYTES = 2
 """Some writers pad a plane so that it comes out longer by this."""
@@ -29,13 +33,22 @@ def main() -> None:
     """Answer requests until stdin ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they reach the whole group; the parent ends this process in its time
-    memory = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, int(sys.argv[1]))
+    _limit(resource.RLIMIT_CORE, 0)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers.write(READY)
+    answers.flush()
     while length := requests.read(4):
         request = json.loads(requests.read(int.from_bytes(length)))
         _answer(request, requests.read(request["bytes"]), answers)
+
+
+def _limit(kind: int, most: int) -> None:
+    """Set a limit, or the lower one that is set already; some systems have none for memory."""
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(kind, (most, most))
 
 
 def _answer(request: dict[str, Any], frame: bytes, answers: BinaryIO) -> None:

@@ -34,6 +34,9 @@ CPU_S, PIXELS_A_SECOND = 3.0, 1 << 22
 WAIT_S = 120.0
 """How long an answer is waited for on a machine that has no time for it."""
 
+READY = b"ready"
+"""What a process says once it can decode."""
+
 END_S = 0.5
 """How long a process that was told to end may take."""
 
@@ -46,7 +49,8 @@ class Decoder:
         path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ich_seq.decode_worker", str(MEMORY_BYTES)],
+                # -P: no module of the current folder, which may be a stranger's data
+                [sys.executable, "-P", "-m", "ich_seq.decode_worker", str(MEMORY_BYTES)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -55,6 +59,10 @@ class Decoder:
             )
         except OSError as error:
             raise IchSeqError(f"No process for decoding can be started: {error.strerror}; free memory.") from error
+        try:
+            _read(self._pipe(self._process.stdout), len(READY), time.monotonic() + WAIT_S)
+        except (OSError, TimeoutError):  # not the frame's fault, nor would the next one fare better
+            raise IchSeqError(f"No process for decoding can be started ({self.end()}); free memory.") from None
 
     def decode(self, frame: bytes, request: dict[str, Any]) -> NDArray[Any]:
         """Return the pixels of a frame. Refused (DECODE): an error, or the end of the process."""

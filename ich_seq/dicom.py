@@ -75,14 +75,15 @@ PLUGINS: dict[str, str] = {
     HTJ2K: "pylibjpeg",
     JPEGLossless: "pylibjpeg",
     JPEGLosslessSV1: "pylibjpeg",
-    JPEGLSLossless: "pylibjpeg",
-    JPEGLSNearLossless: "pylibjpeg",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
     JPEGExtended12Bit: "pylibjpeg",
 }
 """The decoder of each compressed syntax, chosen here and not by pydicom: with every plugin installed it
-would take GDCM first, which aborts the process on damaged frames."""
+would take GDCM first, which aborts the process on damaged frames. Of a JPEG-LS frame that is cut short
+pylibjpeg makes an image without a word, pyjpegls an error."""
 
-NEEDS_JPEG_EXTRA = {JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless, JPEGExtended12Bit}
+NEEDS_JPEG_EXTRA = {JPEGLossless, JPEGLosslessSV1, JPEGExtended12Bit}
 """Syntaxes whose decoder is under the GPL and so not a hard dependency: pip install 'ich-seq[jpeg]'."""
 
 CT_CLASSES = {CTImageStorage, ""}
@@ -369,7 +370,7 @@ def _readable_syntax(syntax: str) -> str:
             Reason.TRANSFER_SYNTAX, f"Transfer syntax {named} is not read; convert the file (dcmdjpeg, dcmconv)."
         )
     if PLUGINS[syntax] not in get_decoder(syntax).available_plugins:
-        remedy = "pip install 'ich-seq[jpeg]'" if syntax in NEEDS_JPEG_EXTRA else "pip install pylibjpeg-openjpeg"
+        remedy = "pip install 'ich-seq[jpeg]'" if syntax in NEEDS_JPEG_EXTRA else "pip install ich-seq"
         raise Refused(Reason.TRANSFER_SYNTAX, f"No decoder for transfer syntax {syntax} is installed: {remedy}.")
     return syntax
 
@@ -384,7 +385,7 @@ def _locate_pixels(header: SliceHeader, stream: BinaryIO, end: int, implicit: bo
     head = stream.read(12)
     if head[:4] != np.array([0x7FE0, 0x0010], f"{order}u2").tobytes():
         raise Refused(Reason.PIXEL_DATA, "No pixel data in the file.")
-    explicit = not implicit and head[4:6].isalpha() and head[4:6].isupper()  # not by the syntax, which some misstate
+    explicit = not implicit and b"AA" <= head[4:6] <= b"ZZ"  # not by the syntax, which some files misstate
     if explicit and head[4:6] not in (b"OW", b"OB"):
         raise Refused(Reason.PIXEL_DATA, "The pixel data is of no kind that holds pixels (its VR).")
     length = int(np.frombuffer((head[8:12] if explicit else head[4:8]).ljust(4, b"\0"), f"{order}u4")[0])

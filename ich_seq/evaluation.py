@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def _of_bundle(
 def _run_of(predictions: Path) -> dict[str, Any]:
     """Return the record that predict left beside its table, its counts whole, or nothing if this is no such table."""
     path = predictions.with_name(RUN)
-    if predictions.name != SLICES or not path.is_file():
+    if predictions.name != SLICES or not os.path.lexists(path):  # what is there and no file is refused
         return {}
     try:
         run: dict[str, Any] = read_json(path)

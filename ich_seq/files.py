@@ -142,6 +142,8 @@ def growing_file(path: Path) -> Iterator[Callable[[bytes], None]]:
                 partial.replace(path)
                 _sync_folder(path.parent)
         except BaseException:
+            with suppress(OSError):  # closing writes what is left, and would fail on the same disk with its own error
+                file.close()
             with suppress(OSError):
                 partial.unlink()
             raise

@@ -31,6 +31,8 @@ from torch.utils.data import DataLoader
 from ich_seq import UsageError
 from ich_seq.baselines import log_odds
 from ich_seq.checkpoint import (
+    Deferred,
+    by_part,
     deferred_sigterm,
     fitting_state,
     hash_of,
@@ -46,7 +48,7 @@ from ich_seq.devices import autocast
 from ich_seq.distributed import Group
 from ich_seq.encoder import EncoderSpec, SliceEncoder, encoder_tensors, new_head
 from ich_seq.labels import LABELS
-from ich_seq.metrics import LOSS_WEIGHTS
+from ich_seq.metrics import log_loss_of_logits
 from ich_seq.model import weighted_losses
 from ich_seq.readers import read_ahead
 from ich_seq.reasons import Unused, unused_from_json
@@ -147,22 +149,29 @@ def fit(task: Task, encoder: SliceEncoder, root: Path, *, log: Log, progress: Ca
     training.restore(root)
     saved = time.monotonic()
     with deferred_sigterm() as stop, closing(_batches(task, training.steps, training.step)) as batches:
+        _watch(training, stop, log)  # if that is where the last run was ended
         for parts in batches:
             if training.over:
                 break
             training.learn(parts, log)
             progress(training.step, training.steps * task.options.epochs)
-            if training.step % training.steps == 0:
-                training.finish_epoch(log)
             late = time.monotonic() - saved > 60 * task.options.checkpoint_minutes
             # all at the same step, or the others would wait forever
             stopping, late = (task.group.mean(asked, task.device) > 0 for asked in (stop(), late))
-            if training.step % training.steps == 0 or late or stopping:
+            if training.epochs_to_watch or late or stopping:
                 training.save(root)
                 saved = time.monotonic()
             if stopping:
                 raise SystemExit(128 + signal.SIGTERM)
+            _watch(training, stop, log)
     return training.result()
+
+
+def _watch(training: Training, stop: Deferred, log: Log) -> None:
+    """End an epoch if one is to be ended: on large folds that takes minutes, for which no SIGTERM waits."""
+    if training.epochs_to_watch:
+        with stop.at_once():
+            training.finish_epoch(log)
 
 
 class Training:
@@ -192,6 +201,11 @@ class Training:
         """Tell whether the watched loss has not improved for `patience` epochs."""
         patience = self.task.options.patience
         return patience > 0 and len(self.curve) - self.best_epoch >= patience
+
+    @property
+    def epochs_to_watch(self) -> int:
+        """Return how many epochs were learnt and not yet watched: 1 or 0."""
+        return self.step // self.steps - len(self.curve)
 
     @property
     def done_with_head(self) -> int:
@@ -300,21 +314,19 @@ class Training:
             self._take_up(*found)
 
     def _take_up(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimiser": {}, "best": {}}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = tensor
-        mine = self.network.state_dict()
-        self.network.load_state_dict(same_form(mine, parts["network"]))
-        self.average.module.load_state_dict(same_form(mine, parts["average"]))
-        restore_optimiser(self.optimiser, parts["optimiser"])
-        self.best = parts["best"] and same_form(mine, parts["best"])
+        parts, mine = by_part(tensors), self.network.state_dict()
+        self.network.load_state_dict(same_form(mine, parts.pop("network")))
+        self.average.module.load_state_dict(same_form(mine, parts.pop("average")))
+        restore_optimiser(self.optimiser, parts.pop("optimiser", {}))
+        self.best = same_form(mine, parts.pop("best")) if "best" in parts else {}
         self.step = whole_number(facts["step"], self.steps * self.task.options.epochs)
         self.loss_sum = float(facts["loss_sum"])
         TypeAdapter(list[dict[str, float]]).validate_python(facts["curve"], strict=True)
         self.curve = facts["curve"]  # as it was: what is validated has 1.0 for an epoch, and so other bytes
-        if len(self.curve) != self.step // self.steps:
+        if self.epochs_to_watch not in ((0,) if self.step % self.steps else (0, 1)):
             raise ValueError("a curve of other epochs")
+        if parts:
+            raise ValueError("tensors that are no part of a state")
         self.best_epoch = whole_number(facts["best_epoch"], len(self.curve))
         self.refused = {unused_from_json(u) for u in facts["refused"]}
 
@@ -337,12 +349,6 @@ def _finite(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise UsageError(f"The loss is {loss} at step {step}; lower cnn.learning_rate or take cnn.precision fp32.")
     return loss
-
-
-def log_loss_of_logits(logits: NDArray[np.float64], targets: NDArray[np.uint8]) -> float:
-    """Return the challenge's weighted log loss of M slices, (M, K), without clipping."""
-    losses = np.logaddexp(0, logits) - targets * logits
-    return float((losses @ LOSS_WEIGHTS).mean())
 
 
 def _head_at_prevalence(dim: int, task: Task) -> nn.Linear:

@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from ich_seq.codestreams import JPEG2000_FAMILY, check_tiles, read_frame
+from ich_seq.codestreams import JPEG2000_FAMILY, check_end, check_tiles, read_frame
 from ich_seq.config import AIR_HU
 from ich_seq.decoding import decode
 from ich_seq.dicom import MAX_BITS, MIN_BITS, NATIVE, PLUGINS, SliceHeader
@@ -28,7 +28,8 @@ def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
     """Read the pixels of one slice, (H, W) float32 HU, by this slice's own slope and intercept.
 
     Values below AIR_HU are raised to it. MONOCHROME1 is a matter of display and inverts nothing.
-    Raises Refused (PIXEL_DATA, DECODE, CHANGED, UNREADABLE), naming the study, if the pixels cannot be had whole.
+    Raises Refused (PIXEL_DATA, CODESTREAM, DECODE, CHANGED, TOO_LARGE, DAMAGED_HEADER, UNREADABLE), naming the study,
+    if the pixels cannot be had whole.
     """
     try:
         return to_hounsfield(_read_stored(header), header)
@@ -62,8 +63,13 @@ def _read_native(header: SliceHeader, stream: BinaryIO) -> NDArray[np.integer[An
         raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {len(data)} of {2 * expected} bytes.")
     flat = np.frombuffer(data, kind)
     stored = flat.astype(flat.dtype.newbyteorder("="), copy=False).reshape(header.rows, header.columns)
-    spare = MAX_BITS - header.bits_stored
-    return (stored << spare) >> spare if spare else stored  # PS3.5 8.1.1: unused high bits mean nothing
+    return _without_spare_bits(stored, header.bits_stored)
+
+
+def _without_spare_bits(stored: NDArray[np.integer[Any]], bits_stored: int) -> NDArray[np.integer[Any]]:
+    """Return (H, W) values of 16 bits without what stands above the stored bits: it means nothing (PS3.5 8.1.1)."""
+    spare = MAX_BITS - bits_stored
+    return (stored << spare) >> spare if spare else stored
 
 
 def _value(header: SliceHeader, stream: BinaryIO, count: int) -> bytes:
@@ -88,10 +94,12 @@ def _decode(header: SliceHeader, stream: BinaryIO) -> NDArray[np.integer[Any]]:
     frame = read_frame(stream, header.file_bytes)
     if header.transfer_syntax in JPEG2000_FAMILY:
         check_tiles(frame)
+    elif header.transfer_syntax != RLELossless:
+        check_end(frame)
     stored = decode(frame, request)
     if stored.shape != (header.rows, header.columns):
         raise Refused(Reason.DECODE, f"The decoded image is {stored.shape}, the header says otherwise.")
-    return stored
+    return _without_spare_bits(stored.astype(np.int16 if header.signed else np.uint16, copy=False), header.bits_stored)
 
 
 def to_hounsfield(stored: NDArray[np.integer[Any]], header: SliceHeader) -> NDArray[np.float32]:

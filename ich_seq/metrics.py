@@ -38,6 +38,12 @@ def weighted_log_loss(probabilities: Floats, targets: NDArray[np.uint8], weights
     return float(np.average(log_losses(probabilities, targets) @ LOSS_WEIGHTS, weights=weights))
 
 
+def log_loss_of_logits(logits: NDArray[np.float64], targets: NDArray[np.uint8]) -> float:
+    """Return the challenge's weighted log loss of M slices, (M, K), without clipping."""
+    losses = np.logaddexp(0, logits) - targets * logits
+    return float((losses @ LOSS_WEIGHTS).mean())
+
+
 def auc(scores: Floats, targets: NDArray[np.uint8], weights: Floats | None = None) -> float:
     """Return the area under the ROC curve of M scores, ties counting half; NaN if a class is absent or a score is NaN.
 

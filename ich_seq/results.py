@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def read_results(path: Path) -> Results:
     _refuse(slices["sop_uid"].duplicated(), slices["sop_uid"], f"{path}: more than one row for")
     predictors = _predictors(slices, path)
     beside = path.with_name(STUDIES)
-    there = path.name == SLICES and beside.exists()
+    there = path.name == SLICES and os.path.lexists(beside)  # a link to nothing is no absence
     studies = _read(beside, ("study_uid",)).set_index("study_uid") if there else None
     if studies is not None:
         _refuse(studies.index.duplicated(), studies.index, f"{beside}: more than one row for")
@@ -120,7 +121,9 @@ def _predictors(table: pd.DataFrame, path: Path) -> dict[str, str]:
             f"{path}: columns such as {min(taken)}_any have a name that evaluate gives itself; rename the six."
         )
     if odd := [p for p in others if not p.isprintable() or len(p) > MOST_LETTERS]:
-        raise UsageError(f"{path}: {odd[0][:MOST_LETTERS]!r} names no predictor: {MOST_LETTERS} letters that print.")
+        raise UsageError(
+            f"{path}: {odd[0][:MOST_LETTERS]!r} is no name of a predictor: up to {MOST_LETTERS} that print."
+        )
     own = BLEND if {f"{name}_" for name in PARTS} <= set(others) else ALONE
     return {own: "", **{p.removesuffix("_"): p for p in others}}
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ich_seq.cells import valid_steps
 from ich_seq.checkpoint import (
+    by_part,
     deferred_sigterm,
     fitting_state,
     hash_of,
@@ -206,11 +207,7 @@ class SequenceTraining:
             self._take_up(*found)
 
     def _take_up(self, tensors: Weights, facts: dict[str, Any]) -> None:
-        parts: dict[str, Weights] = {}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            parts.setdefault(part, {})[name] = tensor
-        mine = self.model.state_dict()
+        parts, mine = by_part(tensors), self.model.state_dict()
         self.epoch = whole_number(facts["epoch"], self.task.options.epochs)
         self.step = self.epoch * self.steps + whole_number(facts["step"] - self.epoch * self.steps, self.steps)
         self.best, self.best_epoch = same_form(mine, parts.pop("best")), whole_number(facts["best_epoch"], self.epoch)

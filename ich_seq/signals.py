@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S = 1.0
@@ -27,7 +28,7 @@ INTERRUPTED = 130
 ENDED: dict[object, str] = {129: "Ended by SIGHUP", INTERRUPTED: "Interrupted", 143: "Ended by SIGTERM"}
 """What a command says by the code that a signal ends it with, 128 and its number."""
 
-GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start afresh."
+GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start over."
 
 _IMPORTS = "<frozen importlib._bootstrap>"
 """The file that Python's frames name where a module is being imported."""
@@ -42,8 +43,13 @@ def exit_code() -> int | None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let the signals end the block by SystemExit, for certain and within GRACE_S; for the main thread of a command."""
-    handlers = {number: signal.signal(number, _end) for number in ENDING}
+    """End the block by SystemExit when a signal comes, at the latest GRACE_S later; for the main thread of a command.
+
+    A signal that the process was started to ignore (`nohup`, jobs of a script) stays ignored. Where a training lets
+    SIGTERM wait (`checkpoint.deferred_sigterm`), it ends a step first.
+    """
+    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, _end) for number in heard}
     shown = sys.unraisablehook
     sys.unraisablehook = lambda swallowed: None if _ours(swallowed) else shown(swallowed)
     try:
@@ -63,15 +69,15 @@ def _end(number: int, frame: FrameType | None) -> None:
     if not _came:
         _came.append(number)
         threading.Thread(target=_insist, args=(number,), daemon=True).start()
-    if _importing(frame):  # where libraries of C++ take an exception for the end of the world, and abort
+    if _importing(frame):  # an exception inside the import of a C++ library can abort the process
         with suppress(OSError):
             os.write(2, f"{ENDED[128 + number]}. {GO_ON}\n".encode())
-        os._exit(128 + number)
+        _leave(number)
     raise SystemExit(exit_code())
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Tell whether a module is half imported; what is on disk is whole at any moment, so there is no need to unwind."""
+    """Tell whether a module is half imported."""
     while frame is not None and frame.f_code.co_filename != _IMPORTS:
         frame = frame.f_back
     return frame is not None
@@ -83,4 +89,12 @@ def _insist(number: int) -> None:
         time.sleep(min(AGAIN_S, left))
         if signal.getsignal(number) is _end:
             signal.pthread_kill(main, number)  # to that thread, so that what it waits for is interrupted
+    _leave(number)
+
+
+def _leave(number: int) -> NoReturn:
+    """End without unwinding, which is safe as what is on disk is whole at any moment; our processes end with us."""
+    if pools := sys.modules.get("multiprocessing"):  # where nothing has imported it there are none
+        for child in pools.active_children():
+            child.kill()
     os._exit(128 + number)

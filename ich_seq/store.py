@@ -19,7 +19,8 @@ A study counts as finished when the journal names it and its file has the journa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ich_seq import ArtefactError, UsageError, __version__
+from ich_seq import ArtefactError, OutputError, UsageError, __version__
 from ich_seq.files import (
     append_line,
     parse_json,
@@ -45,7 +46,7 @@ from ich_seq.files import (
     write_bytes,
     write_json,
 )
-from ich_seq.store_checks import check_study, read_index
+from ich_seq.store_checks import check_journalled, check_study, read_index
 
 SCHEMA = "ich-seq features 2"
 MANIFEST, STUDIES, REJECTED, JOURNAL = "manifest.json", "studies.parquet", "rejected.csv", ".journal.jsonl"
@@ -168,46 +169,48 @@ class StoreWriter:
 
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.root, self.fingerprint = root, fingerprint
-        self._ours: set[str] = set()
-        self._rows = {row["key"]: _line(row) for row in self._finished()}
+        journalled: set[str] = set()
+        rows = list(self._finished(journalled))
+        self._files = {row["key"]: row["file"] for row in rows}  # a night's run holds no more than this of its studies
         remove([root / MANIFEST])  # the store is not whole from here on
-        self._remove_stale()
-        self._write_journal()
+        self._remove_all_but_rows(journalled)
+        self._write_journal(rows)
 
-    def _finished(self) -> Iterator[dict[str, Any]]:
-        """Yield the journalled studies whose file is whole; a torn last line is one that never was."""
-        for line in self._journal().splitlines():
+    def _finished(self, journalled: set[str]) -> Iterator[dict[str, Any]]:
+        """Yield the journalled studies whose file is whole, and gather the files of all."""
+        for row in self._read_journal():
             try:
-                row = parse_json(line)
-                path = self.root / Path(row["file"]).name
-                self._ours.add(path.name)
+                check_journalled(row)
+                if row["file"] != study_file(row["study_uid"], row["network"]):
+                    continue  # no name that this store gives
+                journalled.add(row["file"])
+                path = self.root / row["file"]
                 unharmed = path.stat().st_size == row["bytes"] and sha256_file(path) == row["sha256"]
-                taken_up = unharmed and row["whole"] and row["fingerprint"] == self.fingerprint
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if taken_up:
+            if unharmed and row["whole"] and row["fingerprint"] == self.fingerprint:
                 yield row
 
-    def _journal(self) -> str:
+    def _read_journal(self) -> Iterator[Any]:
+        """Yield the journal's rows, whatever they hold; a torn last line is a study that never was."""
         try:
-            return read_whole(self.root / JOURNAL).decode(errors="replace")
+            lines = read_whole(self.root / JOURNAL).decode(errors="replace").splitlines()
         except OSError:  # none yet, or what is none
-            return ""
+            return
+        for line in lines:
+            with suppress(ValueError):
+                yield parse_json(line)
 
-    def _write_journal(self) -> None:
-        write_bytes(self.root / JOURNAL, "".join(f"{line}\n" for line in self._rows.values()).encode())
+    def _write_journal(self, rows: Iterable[dict[str, Any]]) -> None:
+        write_bytes(self.root / JOURNAL, "".join(f"{_line(row)}\n" for row in rows).encode())
 
-    def _remove_stale(self) -> None:
+    def _remove_all_but_rows(self, journalled: set[str]) -> None:
         """Remove files of ours that no row is left of, while the journal still tells that they are ours."""
-        rows = {row["file"] for row in self._parsed()}
-        remove(self.root / name for name in sorted(self._ours - rows))
-
-    def _parsed(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._rows.values()]
+        remove(self.root / name for name in sorted(journalled - set(self._files.values())))
 
     def has(self, key: str) -> bool:
         """Tell whether the study of these input files is in the store."""
-        return key in self._rows
+        return key in self._files
 
     def add(
         self, key: str, study: StudyFeatures, geometry: dict[str, Any], *, whole: bool, in_sample: bool = False
@@ -221,7 +224,7 @@ class StoreWriter:
         row = {
             "key": key,
             "fingerprint": self.fingerprint,
-            "file": f"{short_hash(f'{study.study_uid} {study.network}')}.safetensors",
+            "file": study_file(study.study_uid, study.network),
             "bytes": len(data),
             "sha256": sha256_bytes(data),
             "study_uid": study.study_uid,
@@ -234,8 +237,7 @@ class StoreWriter:
         }
         write_bytes(self.root / row["file"], data)
         append_line(self.root / JOURNAL, _line(row))
-        self._ours.add(row["file"])
-        self._rows[key] = _line(row)
+        self._files[key] = row["file"]
 
     def close(self, keys: Sequence[str], rejected: bytes, encoders: Sequence[str], facts: dict[str, Any]) -> None:
         """Write the index, the list of unused files and, last, the manifest that makes the store whole.
@@ -243,11 +245,10 @@ class StoreWriter:
         `keys` are the rows of this run, in order; journalled ones that are not among them are removed,
         files of others never. `encoders` are the files of the encoders, `facts` JSON values for the manifest.
         """
-        self._rows = {key: self._rows[key] for key in keys if key in self._rows}
-        self._remove_stale()
+        rows = self._rows_of(keys)
         remove(path for path in self.root.glob(encoder_file("*")) if path.name not in encoders)
-        self._write_journal()
-        table = pd.DataFrame(self._parsed())
+        self._write_journal(rows)
+        table = pd.DataFrame(rows)
         geometry = sorted(set(table.columns) - {*INDEX_COLUMNS, "key", "fingerprint"})
         write_bytes(self.root / STUDIES, table[[*INDEX_COLUMNS, *geometry]].to_parquet(index=False, engine="pyarrow"))
         write_bytes(self.root / REJECTED, rejected)
@@ -257,9 +258,24 @@ class StoreWriter:
             {"schema": SCHEMA, "version": __version__, "fingerprint": self.fingerprint, "files": hashes, **facts},
         )
 
+    def _rows_of(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Return rows as they were journalled, and remove the files of all others."""
+        journalled = set(self._files.values())
+        self._files = {key: self._files[key] for key in keys if key in self._files}
+        rows = {row["key"]: row for row in self._read_journal()}
+        if missing := self._files.keys() - rows.keys():
+            raise OutputError(f"{len(missing)} studies are gone from {self.root / JOURNAL}: it was changed meanwhile.")
+        self._remove_all_but_rows(journalled)
+        return [rows[key] for key in self._files]
+
+
+def study_file(study_uid: str, network: int) -> str:
+    """Return the name of the file that holds a study's features of a network."""
+    return f"{short_hash(f'{study_uid} {network}')}.safetensors"
+
 
 def _line(row: dict[str, Any]) -> str:
-    """Return a row as the journal has it; in memory it takes half of what a dict does."""
+    """Return a row as the journal has it."""
     return json.dumps(row, sort_keys=True)
 
 

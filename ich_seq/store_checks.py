@@ -59,6 +59,20 @@ def _check_rows(index: pd.DataFrame) -> None:
         raise ValueError("one file or study twice")
 
 
+JOURNALLED = {"key": str, "fingerprint": str, "bytes": int, "whole": bool}
+"""What a row of the journal holds besides a row of the index."""
+
+
+def check_journalled(row: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError for a row that this store has not journalled."""
+    texts, numbers, flags = (
+        dict.fromkeys(names, kind) for names, kind in ((TEXTS, str), (NUMBERS, int), (FLAGS, bool))
+    )
+    for name, kind in (texts | numbers | flags | JOURNALLED).items():
+        if type(row[name]) is not kind:
+            raise TypeError(f"{name} is {row[name]!r}")
+
+
 def check_study(study: StudyFeatures, row: pd.Series[Any], path: Path) -> None:
     """Raise ArtefactError for a study that is not the row's, or that no encoder could have made.
 
@@ -71,7 +85,7 @@ def check_study(study: StudyFeatures, row: pd.Series[Any], path: Path) -> None:
     if there != tuple(row[["study_uid", "patient_key", "network", "slices"]]) or not study.sop_uids:
         raise ArtefactError(f"{path} holds another study than the index says; extract the features again.")
     if wrong := [name for name, sound in _sound(study).items() if not sound]:
-        raise ArtefactError(f"{path}: {', '.join(wrong)} cannot be meant; extract the features again.")
+        raise ArtefactError(f"{path}: {', '.join(wrong)} are not valid; extract the features again.")
 
 
 def _sound(study: StudyFeatures) -> dict[str, bool]:

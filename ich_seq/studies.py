@@ -6,9 +6,10 @@ import itertools
 import multiprocessing
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from ich_seq.reasons import Reason, Unused
 
 SAME_POSITION_MM = 0.01
 """Slices closer than this lie at one position: a repeated pass, real in 1.3 % of RSNA studies."""
+
+MAX_SLICES = 2048
+"""Of a series: a head in steps of 0.15 mm. A study is held in memory as a whole; perfusion series have many more."""
 
 ZONE_CHANGE_MM = 0.5
 """Steps that differ by more belong to different zones: 43 % of RSNA studies have 2.5 mm below 5 mm."""
@@ -105,8 +109,10 @@ class Counts:
 
 def check_input(root: Path) -> None:
     """Raise UsageError if there is nothing at `root`, before anything else is done or written."""
-    if not root.exists():
-        raise UsageError(f"{root} does not exist; give a folder of DICOM files.")
+    try:
+        root.stat()
+    except OSError as error:
+        raise UsageError(f"{root} cannot be read ({error.strerror}); give a folder of DICOM files.") from error
 
 
 def find_studies(
@@ -134,12 +140,13 @@ def find_studies(
     named = [(path, name(path.relative_to(base).as_posix())) for path in files]
     headers: list[SliceHeader] = []
     unused: list[Unused] = []
-    for done, result in enumerate(_read_headers(named, workers), start=1):
-        if isinstance(result, SliceHeader):
-            headers.append(result)
-        else:
-            unused.append(result)
-        progress("reading headers", done, len(files))
+    with closing(_read_headers(named, workers)) as results:  # else a traceback could keep its processes alive
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, SliceHeader):
+                headers.append(result)
+            else:
+                unused.append(result)
+            progress("reading headers", done, len(files))
     studies, left_over = group_studies(headers)
     return Findings(tuple(studies), tuple(sorted(unused + left_over, key=lambda u: u.file)), len(files))
 
@@ -153,12 +160,14 @@ def list_files(root: Path, skip: Path | None = None) -> list[Path]:
         return [root]
     found: list[Path] = []
     visited: set[tuple[int, int]] = set()
+    if skip is not None:
+        with suppress(OSError):  # not there, or out of reach
+            visited.add((skip.stat().st_dev, skip.stat().st_ino))
     hidden = lambda error: found.append(Path(error.filename))  # noqa: E731 - os.walk asks for a function
     for folder, folders, names in os.walk(root, followlinks=True, onerror=hidden):
         folders.sort()  # which of several links to a folder is followed must not depend on the disk
         status = Path(folder).stat()
-        skipped = skip is not None and skip.exists() and skip.samefile(folder)
-        if skipped or (status.st_dev, status.st_ino) in visited:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
@@ -166,19 +175,27 @@ def list_files(root: Path, skip: Path | None = None) -> list[Path]:
     return sorted(found)
 
 
-def _read_headers(named: Sequence[tuple[Path, str]], workers: int) -> Iterator[SliceHeader | Unused]:
+def _read_headers(named: Sequence[tuple[Path, str]], workers: int) -> Generator[SliceHeader | Unused, None, None]:
     if workers < 1 or len(named) < PARALLEL_FROM:
         yield from itertools.starmap(read_header, named)
         return
-    context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads can hang
     done = 0
     try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for result in pool.map(read_header, *zip(*named, strict=True), chunksize=CHUNK):
-                done += 1
-                yield result
+        for result in _read_in_pool(named, workers):
+            done += 1
+            yield result
     except BrokenProcessPool:  # a worker was killed, or could not start in a script without a __main__ guard
         yield from itertools.starmap(read_header, named[done:])
+
+
+def _read_in_pool(named: Sequence[tuple[Path, str]], workers: int) -> Iterator[SliceHeader | Unused]:
+    context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads can hang
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield from pool.map(read_header, *zip(*named, strict=True), chunksize=CHUNK)
+        except BaseException:  # what has not been begun is not waited for
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def group_studies(headers: Iterable[SliceHeader]) -> tuple[list[Study], list[Unused]]:
@@ -232,9 +249,13 @@ def _identity(h: SliceHeader) -> tuple[object, ...]:
 
 
 def _study(uid: str, headers: Sequence[SliceHeader], unused: list[Unused]) -> Study | None:
-    if not headers:
+    sizes = Counter(h.series_uid for h in headers)
+    fitting = [h for h in headers if sizes[h.series_uid] <= MAX_SLICES]
+    if not fitting:
+        detail = f"All series of the study have more than {MAX_SLICES} slices, which no head has."
+        unused.extend(Unused(h.file, Reason.TOO_LARGE, detail, uid) for h in headers)
         return None
-    chosen = _choose_series(headers)
+    chosen = _choose_series(fitting)
     detail = "Another series of this study was taken (ORIGINAL before DERIVED, then most slices)."
     unused.extend(Unused(h.file, Reason.OTHER_SERIES, detail, uid) for h in headers if h.series_uid != chosen)
     slices, positions = order_slices([h for h in headers if h.series_uid == chosen])
@@ -338,8 +359,12 @@ def _count_gaps(steps_mm: NDArray[np.float64]) -> int:
 
 
 def account(findings: Findings, refused: Sequence[Unused]) -> tuple[list[Unused], Counts]:
-    """Return every file that is no slice of a study, sorted, the later `refused` among them, and the counts of all."""
-    unused = sorted([*findings.unused, *refused], key=lambda u: u.file)
+    """Return every file that is no slice of a study, sorted, the later `refused` among them, and the counts of all.
+
+    A file that was refused several times, for several reasons, is listed and counted once.
+    """
+    once = {u.file: u for u in sorted(refused, key=lambda u: (u.file, u.reason, u.detail), reverse=True)}
+    unused = sorted([*findings.unused, *once.values()], key=lambda u: u.file)
     fates = Counter(u.fate for u in unused)
     counts = Counts(
         files=findings.n_files,

@@ -15,7 +15,7 @@ import click
 
 from ich_seq import OutputError
 
-STDIN, STDOUT, STDERR = range(3)
+STDOUT, STDERR = 1, 2
 
 
 class _Lenient(io.FileIO):
@@ -37,6 +37,8 @@ def harmless_streams() -> Iterator[None]:
     while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(number, True)
     os.close(number)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal's letters are
     before = sys.stderr
     raw = _Lenient(STDERR, "w", closefd=False)
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), errors="backslashreplace", line_buffering=True)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from attacks import air_gap
 from attacks.air_gap import Ended, Tools, Traffic, find_tools, read_trace, run_apart
 

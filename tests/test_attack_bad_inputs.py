@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from attacks import bad_inputs, child
 from attacks.bad_case import USED, one
 from attacks.bad_inputs import attempt, choose, every_case, judge, run

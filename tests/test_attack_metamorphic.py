@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-from ich_seq import hounsfield, prediction, report, studies, windows
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from attacks import tiny_bundle
 from attacks.alterations import ALTERATIONS
 from attacks.metamorphic import run
 from attacks.relations import RELATIONS
 from attacks.tiny_studies import ONE_SLICE_IN, tiny_study
+
+from ich_seq import hounsfield, prediction, report, studies, windows
 
 
 @pytest.fixture

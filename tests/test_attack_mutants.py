@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from attacks import mutants
 from attacks.codec_mutants import codec_mutant, sound_frames
 from attacks.header_mutants import header_mutant, silent_use, sound_drafts
 from attacks.oracle import read_strictly
 from attacks.plain_dicom import DEFLATED, EXPLICIT, PIXEL_DATA, RLE, Element, even, written
+from pydicom import dcmread
 
 from ich_seq.dicom import SliceHeader, read_header
 from ich_seq.reasons import Reason, Refused, Unused

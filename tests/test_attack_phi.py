@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import base64
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from attacks import phi
 from attacks.canaries import Flock
 from attacks.identifying_data import IDENTIFYING

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from attacks import size_lies
 from attacks.encoders import ENCODERS, jpeg_lossless, made_here
 from attacks.plain_dicom import JPEG_2000, JPEG_LS, RLE

@@ -251,6 +251,17 @@ def test_a_loaded_bundle_is_ready_to_judge(saved):
     assert "not a medical device" in bundle.card["intended_use"].lower()
 
 
+def test_a_device_without_memory_is_no_fault_of_the_bundle(saved, monkeypatch):
+    """Only what is wrong with the files asks for another training."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("ich_seq.bundle.Embedder", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load_bundle(saved, CPU)
+
+
 def test_every_number_of_a_calibration_comes_back_to_the_last_digit(saved):
     """Of slices and of studies, as float64: thirds, tiny ones and those without an exact decimal as well."""
     card = json.loads((saved / CARD).read_text())["calibration"]

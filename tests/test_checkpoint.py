@@ -367,6 +367,19 @@ def test_sigterm_waits_until_it_is_asked_for(heard):
     assert calls == [signal.SIGTERM]
 
 
+def test_sigterm_does_not_wait_where_it_need_not(heard):
+    """What came before such a stretch comes at its beginning, what comes within at once, and after it all waits."""
+    calls, _ = heard
+    with deferred_sigterm() as came:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with came.at_once():
+            assert len(calls) == 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert len(calls) == 2
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(calls) == 2
+
+
 def test_the_handler_before_is_there_again(heard):
     """After the block, however it ends, SIGTERM does what it did before; a later block has not heard of it."""
     calls, count = heard

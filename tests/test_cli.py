@@ -60,7 +60,7 @@ def test_a_folder_that_does_not_exist_ends_with_2_and_its_name(tmp_path: Path) -
     """Bad usage has its own exit code, and the message names what to mend."""
     result = run("extract-features", tmp_path / "nowhere", "--out", tmp_path / "out", "--quiet")
     assert result.exit_code == 2
-    assert "nowhere does not exist" in result.stderr
+    assert "nowhere cannot be read (No such file or directory)" in result.stderr
     assert result.stdout == ""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from pydicom.uid import RLELossless
 
-from ich_seq import decoding
+from ich_seq import IchSeqError, decoding
 from ich_seq.decoding import Decoder, decode
 from ich_seq.reasons import Reason, Refused
 
@@ -153,3 +155,30 @@ def test_an_ended_process_is_gone(stored):
     decoder.end()
     assert not decoder.alive
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_no_module_of_the_current_folder_is_run(stored, tmp_path, monkeypatch):
+    """Which may be a stranger's data: `cd incoming; ich-seq predict .`"""
+    for name in ("resource.py", "json.py", "numpy.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(decode(frame_of(stored), REQUEST), stored)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_decoder_that_cannot_start_is_no_fault_of_the_frame(stored, monkeypatch):
+    """It would be none of the next one either: the command ends, and no slice is rejected for it."""
+    monkeypatch.setattr(decoding.sys, "executable", "/bin/false")
+    with pytest.raises(IchSeqError, match="No process for decoding can be started"):
+        decode(frame_of(stored), REQUEST)
+
+
+def test_a_lower_limit_of_the_system_is_kept(stored):
+    """A limit that is there already can only be lowered by who is not root."""
+    limited = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))
+from ich_seq.decoding import decode
+assert decode(bytes.fromhex({frame_of(stored).hex()!r}), {REQUEST!r}).shape == {(ROWS, COLUMNS)}
+"""
+    subprocess.run([sys.executable, "-c", limited], check=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import struct
+import time
 import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from pydicom import config, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_encoder
 from pydicom.pixels.processing import apply_rescale
 from pydicom.uid import (
     CTImageStorage,
@@ -30,13 +33,16 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLSLossless,
     MediaStorageDirectoryStorage,
     MRImageStorage,
     RLELossless,
 )
 
 from ich_seq import phantom
+from ich_seq.codestreams import check_tiles, read_frame
 from ich_seq.config import AIR_HU
 from ich_seq.dicom import SliceHeader, read_header
 from ich_seq.dicom_files import MAX_INFLATED_BYTES
@@ -638,6 +644,74 @@ def test_truncated_compressed_pixels_never_come_back_as_an_image(tmp_path, write
         np.testing.assert_array_equal(hu, whole)
     else:
         assert hu in (Reason.PIXEL_DATA, Reason.DECODE)
+
+
+def transcoded(path: Path, syntax: str, change: Callable[[bytes], bytes] = bytes, bits: int = 16) -> Path:
+    """Compress a slice with all bits of its words, then do something to its frame; the fragments stay sound."""
+    with config.disable_value_validation():
+        ds = dcmread(path)
+        stored = np.frombuffer(ds.PixelData, "<u2").reshape(ds.Rows, ds.Columns)
+        form = {"bits_allocated": 16, "bits_stored": bits, "samples_per_pixel": 1, "number_of_frames": 1}
+        form |= {"pixel_representation": 0, "photometric_interpretation": "MONOCHROME2", "planar_configuration": 0}
+        frame = get_encoder(syntax).encode(stored, rows=ds.Rows, columns=ds.Columns, use_mct=False, **form)
+        ds.PixelData = encapsulate([change(frame)])
+        ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+        ds.file_meta.TransferSyntaxUID = syntax
+        ds.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"], ids=["cut", "cut and ended"])
+def test_a_jpeg_ls_frame_that_is_cut_short_is_refused(tmp_path, write_slice, end):
+    """Some decoders make up the rest without a word, as after a transfer that broke off between two archives."""
+    stored = np.random.default_rng(0).integers(0, 2000, (64, 64))
+    path = transcoded(write_slice(tmp_path / "a.dcm", stored=stored), JPEGLSLossless)
+    np.testing.assert_array_equal(read_hounsfield(sound(path)), stored - 1024)
+    for share in (0.3, 0.6, 0.9, 0.98):
+        path = write_slice(tmp_path / "b.dcm", stored=stored)
+        cut = transcoded(path, JPEGLSLossless, lambda frame, share=share: frame[: int(len(frame) * share)] + end)
+        assert hu_or_reason(cut) in (Reason.DECODE, Reason.CODESTREAM)
+
+
+@pytest.mark.parametrize("padding", [b"\0", b"\xff", b"\0" * 7])
+def test_what_pads_the_end_of_a_jpeg_is_no_part_of_it(tmp_path, write_slice, padding):
+    """Fragments have even lengths; some writers take FF."""
+    stored = np.random.default_rng(0).integers(0, 2000, (64, 64))
+    path = write_slice(tmp_path / "a.dcm", stored=stored)
+    read = hu_or_reason(transcoded(path, JPEGLSLossless, lambda frame: frame + padding))
+    np.testing.assert_array_equal(read, stored - 1024)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_rubbish_in_unused_high_bits_changes_nothing_in_a_compressed_slice(tmp_path, write_slice, syntax, signed):
+    """Overlays of old, or signs that nobody extended, transcoded with all 16 bits."""
+    rng = np.random.default_rng(0)
+    stored = rng.integers(-2048, 2048, (64, 64)) if signed else rng.integers(0, 4096, (64, 64))
+    dirty = (stored & 0xFFF) | (rng.integers(0, 16, (64, 64)) << 12)
+    bits = {"BitsStored": 12, "PixelRepresentation": signed}
+    clean = write_slice(tmp_path / "clean.dcm", stored=stored, **bits)
+    path = transcoded(write_slice(tmp_path / "dirty.dcm", stored=dirty, **bits), syntax)
+    np.testing.assert_array_equal(read_hounsfield(sound(path)), read_hounsfield(sound(clean)))
+
+
+def test_a_codestream_without_end_is_walked_over_in_no_time(tmp_path, write_slice):
+    """Tens of megabytes of empty segments, or of tile parts of one tile."""
+    stored = np.random.default_rng(0).integers(0, 2000, (64, 64))
+    for more in (bytes(12 << 20), b"\xff\x90\0\x0a\0\0\0\0\0\x0e\0\1\xff\x93" * (1 << 20)):
+        path = write_slice(tmp_path / "a.dcm", stored=stored)
+        header = sound(transcoded(path, JPEG2000Lossless))
+        began = time.perf_counter()
+        with suppress(Refused):
+            frame = read_frame_of(header)
+            check_tiles(frame[:60] + more + frame[60:])
+        assert time.perf_counter() - began < 1
+
+
+def read_frame_of(header: SliceHeader) -> bytes:
+    with header.path.open("rb") as stream:
+        stream.seek(header.pixel_offset)
+        return read_frame(stream, header.file_bytes)
 
 
 @pytest.mark.parametrize("syntax", NATIVE)

@@ -60,10 +60,14 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from ich_seq import OutputError
-from ich_seq.files import append_line, write_bytes
+from ich_seq.files import append_line, growing_file, write_bytes
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 call, path = sys.argv[1], Path(sys.argv[2])
 try:
+    if call == "grow":
+        with growing_file(path) as append:
+            for _ in range(1000):
+                append(b"x" * 100)
     write_bytes(path, b"x" * 100_000) if call == "write" else append_line(path, "x" * 100_000)
 except OutputError as error:
     print(error)
@@ -298,6 +302,13 @@ def test_a_full_disk_is_told_when_a_journal_grows(tmp_path, python):
     message, _ = python(FULL_DISK, "append", journal).communicate(timeout=30)
     assert f"Cannot write {journal}" in message
     assert journal.read_text().startswith("first\n")
+
+
+def test_a_full_disk_ends_a_growing_file_as_any_other(tmp_path, python):
+    """In the midst of many small pieces, whose last ones closing would try to write again."""
+    message, _ = python(FULL_DISK, "grow", tmp_path / "table.csv").communicate(timeout=30)
+    assert f"Cannot write {tmp_path / 'table.csv'}" in message
+    assert names(tmp_path) == set()
 
 
 def test_journal_lines_come_back_in_order(tmp_path):

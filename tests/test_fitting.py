@@ -34,12 +34,11 @@ from ich_seq.fitting import (
     Training,
     fit,
     hash_of,
-    log_loss_of_logits,
     predict_rows,
     steps_an_epoch,
 )
 from ich_seq.labels import LABELS, read_labels
-from ich_seq.metrics import weighted_log_loss
+from ich_seq.metrics import log_loss_of_logits, weighted_log_loss
 from ich_seq.reasons import Reason, Unused
 from ich_seq.samples import LabelledSlices, label_slices
 from ich_seq.studies import find_studies
@@ -459,8 +458,8 @@ def test_a_training_that_stops_early_is_taken_up_too(bleeds, tmp_path):
     assert whole.epoch < len(whole.curve) < 12
 
 
-def test_a_training_killed_at_the_end_of_an_epoch_goes_on_at_the_one_before(bleeds, tmp_path):
-    """What was watched but not yet saved is done anew, and comes once in the curve."""
+def test_a_training_killed_while_it_watches_goes_on_there(bleeds, tmp_path):
+    """What was learnt is saved before it is watched: no step is taken again, and the epoch comes once in the curve."""
     task = task_on(bleeds, epochs=2)
     whole = train(task, tmp_path / "whole")
 
@@ -471,8 +470,31 @@ def test_a_training_killed_at_the_end_of_an_epoch_goes_on_at_the_one_before(blee
     with pytest.raises(KilledError):
         train(task, tmp_path / "broken", log=die)
     state = json.loads((tmp_path / "broken" / "fold-0.json").read_text())
-    assert state["step"] == steps_an_epoch(task)
-    assert in_bytes(train(task, tmp_path / "broken")) == in_bytes(whole)
+    assert (state["step"], len(state["curve"])) == (2 * steps_an_epoch(task), 1)
+    steps: list[int] = []
+    again = train(task, tmp_path / "broken", progress=lambda done, total: steps.append(done))
+    assert steps == []
+    assert in_bytes(again) == in_bytes(whole)
+
+
+def test_sigterm_is_not_put_off_while_a_training_watches(bleeds, tmp_path):
+    """That can take minutes; the state from just before is there to go on with."""
+
+    def ended(number: int, frame: object) -> None:
+        raise KilledError
+
+    def ask(name: str, value: float, step: int) -> None:
+        if name == "loss/learnt":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        with pytest.raises(KilledError):
+            train(task_on(bleeds), tmp_path, log=ask)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    state = json.loads((tmp_path / "fold-0.json").read_text())
+    assert (state["step"], state["curve"]) == (steps_an_epoch(task_on(bleeds)), [])
 
 
 def test_a_finished_training_is_not_run_again(bleeds, tmp_path):

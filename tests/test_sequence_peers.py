@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+import compare_sequence_models as comparison
 import numpy as np
 import pytest
+import sequence_peers as peers
 import torch
 from click.testing import CliRunner
 from scipy.special import expit
 
 from ich_seq.labels import LABELS
 from ich_seq.sequences import LabelledStudy
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-import compare_sequence_models as comparison
-import sequence_peers as peers
 
 K, ANY = len(LABELS), LABELS.index("any")
 BUDGET = peers.Budget(epochs=2, patience=2, batch_studies=8)

@@ -71,6 +71,43 @@ assert [signal.getsignal(number) for number in ENDING] == before
     subprocess.run([sys.executable, "-c", said], check=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_was_ignored_stays_so(number):
+    """`nohup`, and jobs that a script started in the background."""
+    said = f"""
+import os, signal
+signal.signal({int(number)}, signal.SIG_IGN)
+from ich_seq.signals import ended_by_signals
+with ended_by_signals():
+    os.kill(os.getpid(), {int(number)})
+    print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_amid_an_import_ends_the_process_without_an_exception(tmp_path, number):
+    """Libraries of C++ that are half imported abort on one; the sentence is said all the same."""
+    (tmp_path / "slow_to_import.py").write_text(f"""
+import os
+try:
+    os.kill(os.getpid(), {int(number)})
+finally:
+    print("unwound", flush=True)
+""")
+    said = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from ich_seq.signals import ended_by_signals
+with ended_by_signals():
+    import slow_to_import
+"""
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert "Run the same command again" in done.stderr
+
+
 def test_an_error_that_a_signal_was_turned_into_is_still_its_end(tmp_path):
     """A library that catches SystemExit and raises an error of its own is no bug of ours."""
     said = """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simulate_features as tool
 from scipy.special import expit
 
 from ich_seq.dicom import SliceHeader
@@ -17,9 +17,6 @@ from ich_seq.rnn_training import encoders_of
 from ich_seq.sequences import label_studies
 from ich_seq.store import open_store
 from ich_seq.studies import group_studies
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-import simulate_features as tool
 
 K, ANY, DIM = len(LABELS), LABELS.index("any"), 64
 

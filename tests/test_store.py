@@ -351,6 +351,19 @@ def test_rubbish_in_the_journal_is_passed_over(tmp_path, line):
     assert StoreWriter(tmp_path, FINGERPRINT).has("more")
 
 
+def test_a_journal_that_names_files_of_others_removes_none(tmp_path):
+    """Whoever can write the journal cannot make the store remove what is not its own."""
+    grown(tmp_path, [study_of("1.2")])
+    (tmp_path / "thesis.docx").write_bytes(b"years")
+    (row,) = map(json.loads, (tmp_path / JOURNAL).read_text().splitlines())
+    with (tmp_path / JOURNAL).open("a") as journal:
+        journal.writelines(f"{json.dumps(line)}\n" for line in (row | {"file": "thesis.docx"}, {"file": "thesis.docx"}))
+        for name in row:
+            journal.write(json.dumps({k: v for k, v in row.items() if k != name}) + "\n")
+    assert StoreWriter(tmp_path, FINGERPRINT).has("1.2")
+    assert (tmp_path / "thesis.docx").read_bytes() == b"years"
+
+
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "removed", "emptied", "longer"])
 def test_a_study_file_that_is_not_as_journalled_is_made_again(tmp_path, harm):
     """Size and hash decide, not existence: a file that was harmed is written anew, its neighbour is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -278,6 +279,38 @@ def test_one_series_of_a_study_is_chosen(present, chosen):
         assert {h.series_uid for h in study.slices} == {chosen}
         assert {u.reason for u in unused} == {Reason.OTHER_SERIES}
         assert sorted(u.file for u in unused) == sorted(h.file for h in headers if h.series_uid != chosen)
+
+
+def test_a_series_that_no_head_has_is_refused(monkeypatch):
+    """A study is held in memory as a whole; its other series is taken, and where there is none all is refused."""
+    monkeypatch.setattr("ich_seq.studies.MAX_SLICES", 4)
+    studies, unused = group_studies([*series("1.9", 5), *series("1.8", 4)])
+    assert [study.series_uid for study in studies] == ["1.8"]
+    assert {u.reason for u in unused} == {Reason.OTHER_SERIES}
+    studies, unused = group_studies(series("1.9", 5))
+    assert (studies, [u.reason for u in unused]) == ([], [Reason.TOO_LARGE] * 5)
+
+
+def test_a_file_refused_twice_is_counted_once(tmp_path, write_slice):
+    """Several processes and epochs may each have their own word on a file."""
+    write_slice(tmp_path / "a.dcm")
+    findings = find_studies(tmp_path)
+    twice = [Unused("a.dcm", Reason.DECODE, detail, "1.2.3.4") for detail in ("no answer", "too much work")]
+    unused, counts = account(findings, twice)
+    assert (counts.files, counts.used, counts.rejected, counts.reasons) == (1, 0, 1, {"decode": 1})
+    assert len(unused) == 1
+
+
+def test_reading_that_is_broken_off_leaves_no_process(many, monkeypatch):
+    """Whatever ends it, those that read for it end too."""
+    monkeypatch.setattr("ich_seq.studies.PARALLEL_FROM", 1)
+
+    def fail(stage: str, done: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        find_studies(many, workers=1, progress=fail)
+    assert multiprocessing.active_children() == []
 
 
 def test_copies_are_left_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,10 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def explored(table: Path, out: Path, streams: str) -> subprocess.CompletedProcess[str]:
+def explored(table: Path, out: Path, streams: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = f'"{sys.executable}" -m ich_seq.cli explore "{table}" --out "{out}" {streams}'
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=120, env=os.environ | env)
+    return subprocess.CompletedProcess(command, ended.returncode, ended.stdout.decode("latin-1"), ended.stderr.decode())
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,10 @@ def test_a_result_that_nobody_takes_is_told_and_all_files_are_there(table, undis
     assert "Traceback" not in done.stderr
     assert "ignored" not in done.stderr
     assert files_below(tmp_path / "out") == undisturbed
+
+
+def test_a_result_that_stdout_has_no_letters_for_is_printed_all_the_same(table, tmp_path):
+    """An output folder may have any name, a terminal any encoding."""
+    done = explored(table, tmp_path / "\u03b1\u2013", "; exit $?", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert "\\u03b1" in done.stdout

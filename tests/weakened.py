@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from attacks.forked import Zygote
 
 import ich_seq
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-from attacks.forked import Zygote
 
 WEAKER = {
     "files.py": """

@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
+# a process a core, at most four, each on one core; a file's tests share what they set up
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-slow battery lint check clean
 
@@ -16,10 +18,10 @@ demo: $(READY)
 	$(VENV)/bin/ich-seq demo --out build/demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 battery: $(READY)
 	$(VENV)/bin/python tools/battery.py build/battery

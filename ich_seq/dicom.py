@@ -43,7 +43,7 @@ from pydicom.uid import (
 )
 
 from ich_seq.codestreams import check_frame, frame_start
-from ich_seq.dicom_files import check_size, check_status, inflated, open_file, read_syntax, seek_dataset, sparing
+from ich_seq.dicom_files import check_size, check_status, inflated, read_syntax, seek_dataset, sparing
 from ich_seq.elements import (
     TAG_NUMBERS,
     UNDEFINED_LENGTH,
@@ -56,6 +56,7 @@ from ich_seq.elements import (
     whole,
     words,
 )
+from ich_seq.files import open_unwaiting
 from ich_seq.reasons import Reason, Refused, Unused
 
 NATIVE: dict[str, str] = {
@@ -185,7 +186,7 @@ def read_header(path: Path, file: str) -> SliceHeader | Unused:
 
 def _read_header(path: Path, file: str) -> SliceHeader:
     check_status(path.stat())  # before it is opened: that alone can wind a tape, or wait for a pipe's other end
-    with open_file(path) as stream:
+    with open_unwaiting(path) as stream:
         status = os.fstat(stream.fileno())
         check_status(status)
         seek_dataset(stream, path)

@@ -33,11 +33,6 @@ META_GROUP = 0x0002
 DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".dic", ".ima", ".img"}
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading; what is no file any more since it was looked at does not make us wait."""
-    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123 - a descriptor
-
-
 def check_status(status: os.stat_result) -> None:
     """Refused (UNREADABLE, NOT_REGULAR): what is no file, by its status alone."""
     if stat.S_ISDIR(status.st_mode):

@@ -45,9 +45,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_unwaiting(path: Path) -> BufferedReader:
+    """Open a file to read, or what is no file any more since it was looked at: a pipe does not make us wait."""
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123 - a descriptor
+
+
 def open_file(path: Path, most_bytes: int) -> BufferedReader:
     """Open a file to read. Raises OSError, also for a pipe or device, which would not end, and beyond `most_bytes`."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115 - a descriptor
+    file = open_unwaiting(path)
     try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

@@ -14,7 +14,8 @@ from ich_seq.codestreams import JPEG2000_FAMILY, check_end, check_tiles, read_fr
 from ich_seq.config import AIR_HU
 from ich_seq.decoding import decode
 from ich_seq.dicom import MAX_BITS, MIN_BITS, NATIVE, PLUGINS, SliceHeader
-from ich_seq.dicom_files import inflated, open_file
+from ich_seq.dicom_files import inflated
+from ich_seq.files import open_unwaiting
 from ich_seq.reasons import Reason, Refused
 
 QUIRK_MIN_INTERCEPT = -100
@@ -40,7 +41,7 @@ def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
 
 def _read_stored(header: SliceHeader) -> NDArray[np.integer[Any]]:
     try:
-        with open_file(header.path) as stream:
+        with open_unwaiting(header.path) as stream:
             _check_unchanged(header, os.fstat(stream.fileno()))
             return _read_native(header, stream) if header.transfer_syntax in NATIVE else _decode(header, stream)
     except OSError as error:

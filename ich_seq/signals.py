@@ -57,7 +57,8 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         sys.unraisablehook = shown
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            # once the end has begun, another Ctrl-C would only interrupt it with a traceback; `_insist` sees to it
+            signal.signal(number, signal.SIG_IGN if _came else handler)
 
 
 def _ours(swallowed: sys.UnraisableHookArgs) -> bool:

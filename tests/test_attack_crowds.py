@@ -38,6 +38,7 @@ def test_a_slice_of_the_crowds_finds_nothing(scene, zygote, tmp_path):
     assert outcome.figures["processes that won"] >= 2
 
 
+@pytest.mark.slow
 def test_a_lock_that_outlives_its_process_is_found(scene, tmp_path, monkeypatch):
     """With a lock that is a file which is there or not, a killed process keeps all others out."""
     weak = tmp_path / "weak"

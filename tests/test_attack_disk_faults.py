@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 pytest_plugins = ["grounds", "weakened"]
 
 
@@ -14,6 +16,7 @@ def test_a_slice_of_the_disk_faults_finds_nothing(tmp_path, scene, zygote):
     assert outcome.figures["exit code 5"] >= 2
 
 
+@pytest.mark.slow
 def test_a_package_that_writes_without_looking_does_not_survive_them(tmp_path, scene, weak_zygote):
     from attacks.disk_faults import run
 

@@ -78,6 +78,7 @@ def test_no_page_runs_what_is_planted(attack, browser, tmp_path):
         assert not active(browser.look(page)), page
 
 
+@pytest.mark.slow
 def test_pages_that_escape_nothing_open_alerts(attack, browser, tmp_path):
     """The control: less the escaping and the policy, the canary fires."""
     attack(payloads=MARKED[:6], weakness="escape_nothing")

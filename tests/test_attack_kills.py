@@ -18,6 +18,7 @@ def test_a_slice_of_the_kills_finds_nothing(tmp_path, scene, zygote):
     assert outcome.figures["struck"] >= 2
 
 
+@pytest.mark.slow
 def test_writing_in_place_does_not_survive_the_kills(tmp_path, scene, weak_zygote):
     from attacks.kills import POINTS, run
 

@@ -75,6 +75,7 @@ def test_openvino_takes_batches_of_any_size():
         torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_openvino_takes_pairs_of_slices_at_most():
     """A batch that suits a GPU would drive its activations out of a core's cache; smaller ones are left alone."""
     pytest.importorskip("openvino")

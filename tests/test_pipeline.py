@@ -105,6 +105,7 @@ def test_the_store_is_the_same_for_any_number_of_workers(
     assert tree(tmp_path / "again") == tree(features)
 
 
+@pytest.mark.slow
 def test_openvino_embeds_studies_side_by_side_as_one_by_one(
     phantoms: PhantomSet, tmp_path: Path, cut_frame: Callable[[Path], None]
 ) -> None:
@@ -521,6 +522,7 @@ def test_new_studies_are_predicted_by_the_mean_of_all_networks(
         assert np.abs(loaded.predict(views[:1])[0] - of_slices).max() > 1e-3  # the second network has a say
 
 
+@pytest.mark.slow
 def test_another_engine_predicts_nearly_the_same_and_is_on_record(
     phantoms: PhantomSet, bundle_of_two: Path, tmp_path: Path
 ) -> None:

@@ -71,6 +71,19 @@ assert [signal.getsignal(number) for number in ENDING] == before
     subprocess.run([sys.executable, "-c", said], check=True)
 
 
+def test_a_second_signal_does_not_disturb_the_end():
+    """An impatient Ctrl-C while the interpreter winds up."""
+    process = started("""
+import atexit, time
+atexit.register(lambda: (print("winding up", flush=True), time.sleep(1)))
+time.sleep(60)""")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "winding up\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_was_ignored_stays_so(number):
     """`nohup`, and jobs that a script started in the background."""

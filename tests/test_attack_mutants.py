@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from attacks import mutants
 from attacks.codec_mutants import codec_mutant, sound_frames
+from attacks.dicom_elements import DEFLATED, EXPLICIT, PIXEL_DATA, RLE, Element, even
 from attacks.header_mutants import header_mutant, silent_use, sound_drafts
 from attacks.oracle import read_strictly
-from attacks.plain_dicom import DEFLATED, EXPLICIT, PIXEL_DATA, RLE, Element, even, written
+from attacks.plain_dicom import written
 from pydicom import dcmread
 
 from ich_seq.dicom import SliceHeader, read_header

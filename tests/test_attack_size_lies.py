@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attacks import size_lies
+from attacks.dicom_elements import JPEG_2000, JPEG_LS, RLE
 from attacks.encoders import ENCODERS, jpeg_lossless, made_here
-from attacks.plain_dicom import JPEG_2000, JPEG_LS, RLE
 from attacks.size_lies import told_lies
 
 from ich_seq.dicom import SliceHeader, read_header

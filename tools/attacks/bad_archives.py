@@ -16,7 +16,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from attacks.bad_case import USED, Case, many, one
 from attacks.bad_headers import TORN
-from attacks.dicom_bytes import UNDEFINED, dataset, element, file_head, item, slice_file
+from attacks.dicom_bytes import dataset, element, file_head, slice_file
+from attacks.dicom_elements import UNDEFINED, item
 
 MIB = 1 << 20
 

@@ -6,23 +6,12 @@ import struct
 from collections.abc import Callable, Iterator
 
 from attacks.bad_case import USED, Case, one
-from attacks.dicom_bytes import (
-    PRIVATE,
-    UNDEFINED,
-    dataset,
-    deflate_bomb,
-    deflated,
-    element,
-    item,
-    named,
-    nested,
-    slice_file,
-)
+from attacks.dicom_bytes import PRIVATE, dataset, deflate_bomb, deflated, element, named, nested, slice_file
+from attacks.dicom_elements import SEQUENCE_END, UNDEFINED, end_of, item
 
 FAMILY = "bombs"
 MIB = 1 << 20
 OVERLAY, COMMENT = 0x60003000, 0x00204000
-END_OF_ITEMS = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 
 
 def bombs() -> list[Case]:
@@ -69,7 +58,7 @@ def header_bombs() -> Iterator[Case]:
         yield one(FAMILY, f"{count} small elements", small, "damaged_header", USED)
     for count in (10_000, 100_000, 500_000, MIB):
         acceptable = ("damaged_header",) if count == MIB else ("damaged_header", USED)
-        empty = large_header(PRIVATE, lambda count=count: items + item(b"") * count + END_OF_ITEMS)
+        empty = large_header(PRIVATE, lambda count=count: items + item(b"") * count + end_of(SEQUENCE_END))
         yield one(FAMILY, f"{count} empty items", empty, *acceptable)
     for name, tag, raw in (
         ("a million small elements", PRIVATE, lambda: many * MIB),

@@ -40,22 +40,9 @@ from pydicom.uid import (
 )
 
 from attacks.bad_case import ALTERED, USED, Case, Content, many, one
-from attacks.dicom_bytes import (
-    DRAWN,
-    HIGH,
-    J2K,
-    LOW,
-    PIXEL_DATA,
-    PRIVATE,
-    Value,
-    compressed,
-    element,
-    item,
-    nested,
-    pixels,
-    rle_frame,
-    slice_file,
-)
+from attacks.codestream_bytes import HIGH, J2K, LOW, rle_frame
+from attacks.dicom_bytes import DRAWN, PRIVATE, Value, compressed, element, nested, pixels, slice_file
+from attacks.dicom_elements import PIXEL_DATA, item
 
 Files = dict[str, tuple[Content | str, ...]]
 

@@ -6,33 +6,23 @@ import struct
 from collections.abc import Iterator
 
 import numpy as np
-from pydicom.uid import (
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    RLELossless,
-)
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from attacks.bad_case import USED, Case, one
+from attacks.codestream_bytes import HIGH, J2K, LOW, rle_frame
 from attacks.dicom_bytes import (
-    HIGH,
-    J2K,
-    LOW,
     PRIVATE,
     SOUND,
-    UNDEFINED,
     compressed,
     dataset,
     element,
     file_head,
-    item,
     named,
     nested,
     pixels,
-    rle_frame,
     slice_file,
 )
+from attacks.dicom_elements import BIG_ENDIAN, EXPLICIT, IMPLICIT, UNDEFINED, item
 
 TORN = ("damaged_header", "missing_tag", "pixel_data")
 """What may become of a file that ends in its header, or whose header cannot be followed to the pixels."""
@@ -44,6 +34,9 @@ CUTS = 64
 """At how many places of its header a file is cut."""
 
 FEW_CUTS = 12
+
+CODINGS = {EXPLICIT: "explicit", IMPLICIT: "implicit", BIG_ENDIAN: "big"}
+"""What the cases call the syntaxes that a data set is written in."""
 
 
 def headers() -> list[Case]:
@@ -57,7 +50,7 @@ def headers() -> list[Case]:
 def truncation() -> Iterator[Case]:
     """Files that end too early: in the preamble, the header or the pixels, compressed or not."""
     whole = slice_file()
-    meta, start = len(file_head(ExplicitVRLittleEndian)), len(whole) - len(pixels())
+    meta, start = len(file_head(EXPLICIT)), len(whole) - len(pixels())
     for cut in (
         *np.linspace(0, start + 12, CUTS, dtype=int),
         *np.linspace(start + 13, len(whole) - 1, FEW_CUTS, dtype=int),
@@ -169,7 +162,7 @@ def _pixel_elements(family: str) -> Iterator[Case]:
     ):
         yield one(family, f"only {name} pixel data", slice_file(pixel=pixels(tag=tag)), "pixel_data")
     yield one(family, "no Pixel Data", slice_file(pixel=b""), "pixel_data")
-    head = file_head(ExplicitVRLittleEndian)
+    head = file_head(EXPLICIT)
     yield one(family, "Pixel Data before all else", head + pixels() + dataset(pixel=b""), *TORN)
     parts = [named(keyword, value) for keyword, (_, _, value) in SOUND.items()]
     yield one(family, "elements in falling order", head + b"".join(reversed(parts)) + pixels(), USED, "damaged_header")
@@ -181,13 +174,16 @@ def _pixel_elements(family: str) -> Iterator[Case]:
 def syntaxes() -> Iterator[Case]:
     """Files that are not coded as they say, and file meta groups that lie."""
     family = "lengths"
-    for syntax in (ImplicitVRLittleEndian, ExplicitVRBigEndian):
+    for syntax in (IMPLICIT, BIG_ENDIAN):
         yield one(family, f"a sound slice in syntax {syntax}", slice_file(syntax=syntax), USED)
-    little = (("explicit", ImplicitVRLittleEndian), ("implicit", ExplicitVRLittleEndian))
-    for coding, syntax in little:
-        yield one(family, f"{coding}, said to be {syntax}", slice_file(syntax=syntax, coding=coding), USED, *TORN)
-    for coding, syntax in (("explicit", ExplicitVRBigEndian), ("big", ExplicitVRLittleEndian)):
-        yield one(family, f"{coding}, said to be {syntax}", slice_file(syntax=syntax, coding=coding), *TORN)
+    for written_in, said, *acceptable in (
+        (EXPLICIT, IMPLICIT, USED),
+        (IMPLICIT, EXPLICIT, USED),
+        (EXPLICIT, BIG_ENDIAN),
+        (BIG_ENDIAN, EXPLICIT),
+    ):
+        content = slice_file(syntax=said, written_in=written_in)
+        yield one(family, f"{CODINGS[written_in]}, said to be {said}", content, *acceptable, *TORN)
     for name, syntax in (
         ("of no one", "1.2.3"),
         ("a private one", "1.2.840.113619.5.2"),
@@ -199,7 +195,7 @@ def syntaxes() -> Iterator[Case]:
         ("60,000 letters", "1." * 30_000),
     ):
         yield one(family, f"a transfer syntax, {name}", slice_file(syntax=syntax), "transfer_syntax")
-    blank = slice_file(syntax=f"{ExplicitVRLittleEndian} ")
+    blank = slice_file(syntax=f"{EXPLICIT} ")
     yield one(family, "a transfer syntax with a blank behind it", blank, USED, "transfer_syntax")
     yield from _meta_groups(family)
 
@@ -210,12 +206,12 @@ def _meta_groups(family: str) -> Iterator[Case]:
     for length in (0, 1, 200, 0x7FFFFFFF, 0xFFFFFFFF):
         lying = whole[:start] + struct.pack("<I", length) + whole[start + 4 :]
         yield one(family, f"a file meta group of {length} bytes, it says", lying, USED, *TORN)
-    yield one(family, "a data set without a file meta group", dataset(coding="implicit"), USED)
-    yield one(family, "a marker and no file meta group", bytes(128) + b"DICM" + dataset(coding="implicit"), USED, *TORN)
-    yield one(family, "a file meta group alone", file_head(ExplicitVRLittleEndian), *TORN)
+    yield one(family, "a data set without a file meta group", dataset(syntax=IMPLICIT), USED)
+    yield one(family, "a marker and no file meta group", bytes(128) + b"DICM" + dataset(syntax=IMPLICIT), USED, *TORN)
+    yield one(family, "a file meta group alone", file_head(EXPLICIT), *TORN)
     yield one(family, "a marker alone", bytes(128) + b"DICM", *TORN)
     yield one(family, "two markers", bytes(128) + b"DICM" + whole, *TORN)
-    yield one(family, "two heads", file_head(ExplicitVRLittleEndian) + whole, *TORN)
+    yield one(family, "two heads", file_head(EXPLICIT) + whole, *TORN)
     yield one(family, "no preamble", whole[128:], "not_dicom")
     yield one(family, "zeros", bytes(4096), "not_dicom")
     yield one(family, "a big endian file meta group", whole[:132] + b"\0\x02\0\x10UI\0\x14" + content, *TORN)
@@ -231,9 +227,9 @@ def nesting() -> Iterator[Case]:
         deep = slice_file(raw={PRIVATE: nested(levels, defined=True)})
         yield one(family, f"{levels} sequences of defined length", deep, USED)
     for levels in (1, 10, 100):
-        for syntax, coding in ((ExplicitVRLittleEndian, "explicit"), (ImplicitVRLittleEndian, "implicit")):
-            deep = slice_file(syntax=syntax, raw={PRIVATE: nested(levels, defined=False, coding=coding)})
-            yield one(family, f"{levels} {coding} sequences of undefined length", deep, USED)
+        for syntax in (EXPLICIT, IMPLICIT):
+            deep = slice_file(syntax=syntax, raw={PRIVATE: nested(levels, defined=False, syntax=syntax)})
+            yield one(family, f"{levels} {CODINGS[syntax]} sequences of undefined length", deep, USED)
     for levels in (500, 1000, 5000, 40_000):
         deep = slice_file(raw={PRIVATE: nested(levels, defined=False)})
         yield one(family, f"{levels} sequences of undefined length", deep, USED, "damaged_header")

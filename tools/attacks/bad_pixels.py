@@ -21,29 +21,22 @@ from pydicom.uid import (
 )
 
 from attacks.bad_case import ALTERED, USED, Case, one
-from attacks.dicom_bytes import (
+from attacks.codestream_bytes import (
     COMPONENTS,
-    DRAWN,
     HIGH,
     J2K,
-    JPEG_LS,
+    JPEG_LS_FRAME,
     LOW,
-    PIXEL_DATA,
     PRECISION,
     STEP_X,
     STEP_Y,
-    UNDEFINED,
-    compressed,
-    element,
-    item,
     jpeg_frame,
-    nested,
     patched,
-    pixels,
     rle_frame,
-    slice_file,
     with_bytes,
 )
+from attacks.dicom_bytes import DRAWN, compressed, element, nested, pixels, slice_file
+from attacks.dicom_elements import PIXEL_DATA, UNDEFINED, item
 
 FAMILY = "bombs"
 MIB = 1 << 20
@@ -201,8 +194,8 @@ def jpeg_bombs() -> Iterator[Case]:
     """JPEGs that disagree with the header, and others that agree but hold no image."""
     for name, syntax, marker, bits in (
         ("JPEG lossless", JPEGLosslessSV1, 0xC3, 16),
-        ("JPEG-LS", JPEGLSLossless, JPEG_LS, 16),
-        ("JPEG-LS near lossless", JPEGLSNearLossless, JPEG_LS, 16),
+        ("JPEG-LS", JPEGLSLossless, JPEG_LS_FRAME, 16),
+        ("JPEG-LS near lossless", JPEGLSNearLossless, JPEG_LS_FRAME, 16),
         ("JPEG extended", JPEGExtended12Bit, 0xC1, 12),
     ):
         how = {"BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0}
@@ -222,7 +215,8 @@ def jpeg_bombs() -> Iterator[Case]:
             yield one(FAMILY, f"{name}: {said}", content, "codestream", *JPEG)
         for said, frame in (("noise for data", jpeg_frame(marker, bits=bits)), ("no JPEG", bytes(500))):
             content = slice_file(syntax=syntax, pixel=compressed(frame), **how)
-            lossless = (ALTERED,) if marker == JPEG_LS and said != "no JPEG" else ()  # any bits are an image in JPEG-LS
+            # any bits are an image in JPEG-LS
+            lossless = (ALTERED,) if marker == JPEG_LS_FRAME and said != "no JPEG" else ()
             yield one(FAMILY, f"{name}: {said}", content, "decode", "codestream", *lossless, *JPEG)
 
 

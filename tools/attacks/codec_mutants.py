@@ -18,8 +18,9 @@ from pydicom import dcmread
 from pydicom.encaps import generate_frames
 
 from attacks.byte_mutators import STREAM_CHANGES
+from attacks.dicom_elements import HTJ2K, PIXEL_DATA, UNDEFINED, Element, encapsulated
 from attacks.encoders import ENCODERS, Stored, made_here
-from attacks.plain_dicom import HTJ2K, PIXEL_DATA, UNDEFINED, Draft, Element, Format, encapsulated, sound_draft, written
+from attacks.plain_dicom import Draft, Format, sound_draft, written
 from attacks.verdicts import ReadHeader, ReadPixels, Verdict, peak_mb
 from ich_seq.config import AIR_HU
 from ich_seq.reasons import Refused, Unused

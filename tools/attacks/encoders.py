@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.pixels import get_decoder, get_encoder
 
-from attacks.plain_dicom import HTJ2K, JPEG_2000, JPEG_LOSSLESS, JPEG_LS, RLE
+from attacks.dicom_elements import HTJ2K, JPEG_2000, JPEG_LOSSLESS, JPEG_LS, RLE
 from ich_seq.dicom import PLUGINS
 
 Stored = NDArray[np.unsignedinteger]

@@ -17,25 +17,21 @@ from random import Random
 import numpy as np
 
 from attacks.byte_mutators import BYTE_CHANGES
-from attacks.encoders import ENCODERS
-from attacks.header_mutators import DRAFT_CHANGES
-from attacks.oracle import NATIVE, Reading, Unreadable, name_of, read_strictly
-from attacks.plain_dicom import (
+from attacks.dicom_elements import (
     BIG_ENDIAN,
     DEFLATED,
     EXPLICIT,
     IMPLICIT,
     PIXEL_DATA,
     RLE,
-    Draft,
     Element,
-    Format,
     encapsulated,
-    item,
     order,
-    sound_draft,
-    written,
 )
+from attacks.encoders import ENCODERS
+from attacks.header_mutators import DRAFT_CHANGES
+from attacks.oracle import NATIVE, Reading, Unreadable, name_of, read_strictly
+from attacks.plain_dicom import Draft, Format, open_sequence, sound_draft, written
 from attacks.verdicts import ReadHeader, Verdict, peak_mb
 from ich_seq.dicom import PADDING_BYTES, SliceHeader
 from ich_seq.reasons import Unused
@@ -69,7 +65,7 @@ def _native_draft(syntax: str, form: Format) -> Draft:
 def _reference(syntax: str) -> dict[int, tuple[bytes, bytes]]:
     """Return elements that real files have besides: a sequence with a position of its own, and private ones."""
     inner = (Element(0x00081155, b"UI", b"1.2.9\0"), Element(0x00200032, b"DS", rb"7\8\9 "))
-    nested = item(inner, syntax)
+    nested = open_sequence(inner, syntax)
     return {0x00081140: (b"SQ", nested), 0x00090010: (b"LO", b"PRIVATE"), 0x00091001: (b"UN", b"1\\2\\3\\4 ")}
 
 

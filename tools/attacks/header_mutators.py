@@ -8,24 +8,26 @@ from dataclasses import replace
 from random import Random
 
 from attacks.byte_mutators import EXTREME_WORDS
-from attacks.plain_dicom import (
+from attacks.dicom_elements import (
     BIG_ENDIAN,
     DEFLATED,
     EXPLICIT,
     HTJ2K,
     IMPLICIT,
+    ITEM,
+    ITEM_END,
     JPEG_2000,
     LONG_VRS,
     RLE,
+    SEQUENCE_END,
     SHORT_VRS,
     SYNTAX_TAG,
     UNDEFINED,
-    Draft,
     Element,
     even,
-    item,
     order,
 )
+from attacks.plain_dicom import Draft, open_sequence
 
 VRS = sorted(LONG_VRS | SHORT_VRS)
 SYNTAXES = [IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN, RLE, JPEG_2000, HTJ2K, "1.2.840.10008.1.2.4.50", "1.2.3", ""]
@@ -182,13 +184,13 @@ def drop_one_vr(draft: Draft, rng: Random) -> Draft:
 def hide_in_sequence(draft: Draft, rng: Random) -> Draft:
     """Move an element into a sequence, where it says nothing of the image."""
     at, element = _pick(draft, rng)
-    return _put(draft, at, Element(0x00081140, b"SQ", item((element,), draft.syntax), UNDEFINED), drop=1)
+    return _put(draft, at, Element(0x00081140, b"SQ", open_sequence((element,), draft.syntax), UNDEFINED), drop=1)
 
 
 def nested_double(draft: Draft, rng: Random) -> Draft:
     """Put in a sequence that holds an element of the same name, its length told, untold or wrong."""
     (at, element), (_, other) = _pick(draft, rng), _pick(draft, rng)
-    value = item((replace(element, value=other.value),), draft.syntax, ended=rng.random() < 0.7)
+    value = open_sequence((replace(element, value=other.value),), draft.syntax, ended=rng.random() < 0.7)
     length = rng.choice([UNDEFINED, len(value), len(value) - 8, len(value) + 8, 0, 8])
     return _put(draft, at, Element(0x00081140, rng.choice([b"SQ", b"UN"]), value, length))
 
@@ -196,7 +198,7 @@ def nested_double(draft: Draft, rng: Random) -> Draft:
 def nest_deeply(draft: Draft, rng: Random) -> Draft:
     value = b""
     for _ in range(rng.randint(2, MAX_NESTED)):
-        value = item((Element(0x00081140, b"SQ", value, UNDEFINED),), draft.syntax)
+        value = open_sequence((Element(0x00081140, b"SQ", value, UNDEFINED),), draft.syntax)
     return _put(draft, rng.randrange(len(draft.elements)), Element(0x00081140, b"SQ", value, UNDEFINED))
 
 
@@ -228,7 +230,7 @@ def private_element(draft: Draft, rng: Random) -> Draft:
 
 
 def stray_delimiter(draft: Draft, rng: Random) -> Draft:
-    tag = rng.choice([0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD])
+    tag = rng.choice([ITEM, ITEM_END, SEQUENCE_END])
     return _put(draft, rng.randrange(len(draft.elements)), Element(tag, b"", b"", rng.choice([0, 8, UNDEFINED]), True))
 
 

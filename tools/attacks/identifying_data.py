@@ -14,7 +14,8 @@ from pydicom.uid import (
 )
 
 from attacks.canaries import Flock
-from attacks.dicom_bytes import J2K, element, rle_frame
+from attacks.codestream_bytes import J2K, rle_frame
+from attacks.dicom_bytes import element
 from attacks.encoders import segment
 from attacks.hostile_data import READS, table
 from attacks.raw_dicom import sequence_item, slice_bytes

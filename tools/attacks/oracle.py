@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attacks.plain_dicom import (
+from attacks.dicom_elements import (
     BIG_ENDIAN,
     DEFLATED,
     EXPLICIT,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from attacks.dicom_bytes import PIXEL_DATA, SIDE, compressed, element, item
+from attacks.dicom_bytes import SIDE, compressed, element
+from attacks.dicom_elements import PIXEL_DATA, item
 
 Elements = Mapping[str | int, bytes]
 """Values by keyword, or by tag for those that have none."""

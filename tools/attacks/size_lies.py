@@ -23,8 +23,9 @@ import numpy as np
 
 from attacks import Figures, Outcome, scaled
 from attacks.codec_mutants import picture
+from attacks.dicom_elements import HTJ2K, JPEG_2000, JPEG_LOSSLESS, RLE, encapsulated
 from attacks.encoders import ENCODERS, NAMES, Stored, made_here, segment
-from attacks.plain_dicom import HTJ2K, JPEG_2000, JPEG_LOSSLESS, RLE, Format, encapsulated, sound_draft, written
+from attacks.plain_dicom import Format, sound_draft, written
 from attacks.verdicts import ReadHeader, ReadPixels, Verdict
 from attacks.watched import Fate, watched
 from ich_seq.dicom import read_header

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from attacks import bad_inputs, child
+from attacks import bad_inputs, watch_child
 from attacks.bad_case import USED, one
 from attacks.bad_inputs import attempt, choose, every_case, judge, run
 from attacks.dicom_bytes import slice_file
@@ -89,7 +89,7 @@ def fall(*_):
 )
 def test_what_a_weak_reader_does_is_reported(tmp_path, monkeypatch, instead, fault):
     monkeypatch.setattr(studies, "read_header", lambda path, file: read(path, file, instead=instead))
-    monkeypatch.setattr(child, "KILL_AFTER_S", 0.2)
+    monkeypatch.setattr(watch_child, "KILL_AFTER_S", 0.2)
     monkeypatch.setattr(bad_inputs, "MAX_GROWTH_MB", 40)
     (failure,) = judge(NO_SLICE, attempt(NO_SLICE, tmp_path / "case"))
     assert failure.startswith("a family: a case: ")

@@ -32,8 +32,9 @@ from attacks.bad_folders import folders
 from attacks.bad_headers import headers
 from attacks.bad_pixels import pixel_data
 from attacks.bad_values import values
-from attacks.child import peak_mb, watch
 from attacks.dicom_bytes import DRAWN, sound_slice
+from attacks.proc import peak_with_largest_mb
+from attacks.watch_child import watch
 from ich_seq import hounsfield, studies
 from ich_seq.reasons import Refused, Unused
 
@@ -172,13 +173,13 @@ def _child(case: Case, folder: Path, report: Path) -> NoReturn:
     code = 1
     try:
         os.setsid()
-        before_mb = peak_mb()
+        before_mb = peak_with_largest_mb()
         silence = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):  # decoders write to the terminal by themselves
             os.dup2(silence, number)
         with report.open("w") as file:  # before the rights to it are given up
             seen = _read(_become_outsider(folder) if case.outsider else folder)
-            growth_mb = peak_mb() - before_mb
+            growth_mb = peak_with_largest_mb() - before_mb
             told = asdict(seen) | {"growth_mb": growth_mb}
             del told["seconds"]
             json.dump(told, file)

@@ -21,7 +21,8 @@ from attacks.byte_mutators import STREAM_CHANGES
 from attacks.dicom_elements import HTJ2K, PIXEL_DATA, UNDEFINED, Element, encapsulated
 from attacks.encoders import ENCODERS, Stored, made_here
 from attacks.plain_dicom import Draft, Format, sound_draft, written
-from attacks.verdicts import ReadHeader, ReadPixels, Verdict, peak_mb
+from attacks.proc import peak_mb
+from attacks.verdicts import ReadHeader, ReadPixels, Verdict
 from ich_seq.config import AIR_HU
 from ich_seq.reasons import Refused, Unused
 
@@ -85,7 +86,7 @@ def try_frame(
     except Exception as escaped:
         outcome, wrong = "escaped", f"{type(escaped).__name__} escapes: {escaped}"
     seconds = time.perf_counter() - began
-    return Verdict(outcome, seconds, wrong, _reaped_s() > before_s, peak_mb())
+    return Verdict(outcome, seconds, wrong, _reaped_s() > before_s, peak_mb(os.getpid()))
 
 
 def read_both(path: Path, read: ReadHeader, read_pixels: ReadPixels) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from attacks.events import Events, watch_writes
+from attacks.proc import MB_A_KIB
 
 TOOLS = Path(__file__).resolve().parents[1]
 MARK = "\0end of a command, "
@@ -205,7 +206,7 @@ def _serve() -> dict[str, Any] | None:
             if done:
                 children.remove(pid)
                 code = os.waitstatus_to_exitcode(status)
-                used = {"cpu_s": usage.ru_utime + usage.ru_stime, "most_mb": usage.ru_maxrss / 1024}
+                used = {"cpu_s": usage.ru_utime + usage.ru_stime, "most_mb": usage.ru_maxrss * MB_A_KIB}
                 _say(ended=pid, code=code if code >= 0 else 128 - code, at=time.monotonic(), **used)
         _say(asked=1)
     return None

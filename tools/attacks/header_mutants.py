@@ -32,7 +32,8 @@ from attacks.encoders import ENCODERS
 from attacks.header_mutators import DRAFT_CHANGES
 from attacks.oracle import NATIVE, Reading, Unreadable, name_of, read_strictly
 from attacks.plain_dicom import Draft, Format, open_sequence, sound_draft, written
-from attacks.verdicts import ReadHeader, Verdict, peak_mb
+from attacks.proc import peak_mb
+from attacks.verdicts import ReadHeader, Verdict
 from ich_seq.dicom import PADDING_BYTES, SliceHeader
 from ich_seq.reasons import Unused
 
@@ -96,9 +97,9 @@ def try_header(seed: int, folder: Path, read: ReadHeader, number: int) -> Verdic
         return Verdict("escaped", 0.0, f"{type(escaped).__name__} escapes: {escaped}")
     seconds = time.perf_counter() - began
     if isinstance(result, Unused):
-        return Verdict(f"refused: {result.reason}", seconds, _unfit_to_print(result), peak_mb=peak_mb())
+        return Verdict(f"refused: {result.reason}", seconds, _unfit_to_print(result), peak_mb=peak_mb(os.getpid()))
     changed = "as before" if _deciding(result) == _base_reading(number) else "with another plausible value"
-    return Verdict(changed, seconds, silent_use(result, content), peak_mb=peak_mb())
+    return Verdict(changed, seconds, silent_use(result, content), peak_mb=peak_mb(os.getpid()))
 
 
 def _unfit_to_print(refused: Unused) -> str:

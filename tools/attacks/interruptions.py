@@ -27,6 +27,7 @@ import numpy as np
 
 from attacks import Outcome, scaled
 from attacks.forked import Done, Zygote
+from attacks.proc import status
 from attacks.resumption import Course, Ground, last_line, looks_whole, mended, tells_of_a_bug, torn
 from attacks.scene import RESULTS, Scene
 
@@ -138,7 +139,7 @@ def _signalled(pid: int, trial: Interruption, whole: Callable[[], bool], *, grou
     late = True
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-        _wait_for(pid, lambda status: status["State"][0] in "TtZX")
+        _wait_for(pid, lambda told: told["State"][0] in "TtZX")
         late = whole()
         send(pid, trial.number)
         os.kill(pid, signal.SIGCONT)
@@ -153,22 +154,17 @@ def _signalled(pid: int, trial: Interruption, whole: Callable[[], bool], *, grou
 def _wait_for(pid: int, reached: Callable[[dict[str, str]], bool]) -> float:
     """Wait until the kernel says of a process what is waited for, or that it is no more; return the time."""
     with suppress(OSError):
-        while not reached(_status(pid)):
+        while not reached(status(pid)):
             time.sleep(0.001)
     return time.monotonic()
 
 
-def _status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _listens(status: dict[str, str]) -> bool:
+def _listens(told: dict[str, str]) -> bool:
     """Tell whether a process catches SIGTERM, as the command line does first of all, or has ended.
 
     A signal that comes before that ends an interpreter that has not read a line of the package.
     """
-    return status["State"][0] in "ZX" or bool(int(status["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
+    return told["State"][0] in "ZX" or bool(int(told["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def run(

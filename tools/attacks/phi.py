@@ -18,6 +18,7 @@ from attacks import Outcome, scaled
 from attacks.canaries import Flock, contents_of
 from attacks.forked import Done, Fault, Zygote
 from attacks.identifying_data import write_files, write_labels, write_reads, write_slice_table
+from attacks.proc import open_files
 from attacks.scene import Scene
 from ich_seq.files import short_hash
 
@@ -185,11 +186,10 @@ def _watch(folder: Path, pid: int, flock: Flock, seen: Seen, found: set[str], en
 
 def _nameless(pid: int) -> Iterable[Path]:
     """Yield the files that a process holds open and that were removed."""
-    with suppress(OSError):
-        for path in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                if str(path.readlink()).endswith(" (deleted)"):
-                    yield path
+    for path in open_files(pid):
+        with suppress(OSError):
+            if str(path.readlink()).endswith(" (deleted)"):
+                yield path
 
 
 def _search(trial: Trial, folder: Path, flock: Flock, seen: Seen) -> None:

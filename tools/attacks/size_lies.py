@@ -27,7 +27,7 @@ from attacks.dicom_elements import HTJ2K, JPEG_2000, JPEG_LOSSLESS, RLE, encapsu
 from attacks.encoders import ENCODERS, NAMES, Stored, made_here, segment
 from attacks.plain_dicom import Format, sound_draft, written
 from attacks.verdicts import ReadHeader, ReadPixels, Verdict
-from attacks.watched import Fate, watched
+from attacks.watch_trials import Fate, watched
 from ich_seq.dicom import read_header
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.reasons import Refused, Unused

@@ -23,6 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from attacks import Figures, Outcome, scaled
+from attacks.proc import open_files, stat
 from attacks.tiny_bundle import tiny_config, write_tiny_bundle
 from ich_seq.phantom import draw_study, write_study
 from ich_seq.progress import Progress
@@ -41,7 +42,7 @@ SAMPLES = 120
 WARM_UP = 0.25
 """Share of the studies, at the beginning, whose memory is not judged: allocators and caches find their size in it."""
 
-MOST_MB_A_THOUSAND, ARENA_MB = 1.0, 1.0
+MOST_MB_A_THOUSAND, ARENA_MB = 1.0, 2**20 / 1e6
 """Megabytes that memory may grow by in 1,000 studies, and what Python asks for at once: growth by less than one arena
 cannot be told from none, so a short run finds coarse leaks only."""
 
@@ -197,16 +198,10 @@ def _noting(samples: list[Sample]) -> Progress:
 
     def note(stage: str, done: int, total: int) -> None:
         if done % max(1, total // SAMPLES) == 0 or done == total:
-            files = len(list(Path("/proc/self/fd").iterdir()))
-            samples.append(Sample(stage, done, memory_mb(), files, time.monotonic(), time.process_time()))
+            held_mb, files = stat(os.getpid()).resident_mb, len(open_files(os.getpid()))
+            samples.append(Sample(stage, done, held_mb, files, time.monotonic(), time.process_time()))
 
     return note
-
-
-def memory_mb() -> float:
-    """Return how much memory of this process is resident."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 # ---- the judgement

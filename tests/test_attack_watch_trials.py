@@ -1,4 +1,4 @@
-"""tools/attacks/watched.py: a trial that kills or hangs its process is told, and those after it are tried as well."""
+"""tools/attacks/watch_trials.py: a trial that kills or hangs its process is told, and those after it are tried too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from attacks.watched import Fate, watched
+from attacks.watch_trials import Fate, watched
 
 
 def square(number):

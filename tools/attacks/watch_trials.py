@@ -1,4 +1,4 @@
-"""Trials in a process of their own, so that one that kills or hangs it is a finding and not the end of the attack."""
+"""A series of trials in processes of their own: one that kills or hangs its process is a finding and ends no other."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TypeVar
+
+from attacks.proc import descendants, stats
 
 Result = TypeVar("Result")
 
@@ -99,38 +100,16 @@ def _answered(answers: Connection, pid: int, limit_s: float) -> bool:
     """Wait for an answer; give up once the trial has computed for `limit_s`, or waited for many times that."""
     if answers.poll(limit_s):
         return True
-    began, used_s = time.monotonic() - limit_s, cpu_s(pid)  # a whole limit more, as what it used before is not known
+    began, used_s = time.monotonic() - limit_s, _cpu_s(pid)  # a whole limit more, as what it used before is not known
     while not answers.poll(0.2):
-        if cpu_s(pid) - used_s > limit_s or time.monotonic() - began > IDLE_FACTOR * limit_s:
+        if _cpu_s(pid) - used_s > limit_s or time.monotonic() - began > IDLE_FACTOR * limit_s:
             return False
     return True
 
 
-def cpu_s(pid: int) -> float:
+def _cpu_s(pid: int) -> float:
     """Return the seconds that a process and those it started have computed so far."""
-    ticks = 0
-    for member in (pid, *descendants(pid)):
-        fields = _status(Path(f"/proc/{member}/stat"))
-        ticks += sum(map(int, fields[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the living processes that a process has started, and those that they have."""
-    parents = {int(stat.parent.name): _status(stat)[1:2] for stat in Path("/proc").glob("[0-9]*/stat")}
-    found, last = [], [pid]
-    while last:
-        last = [child for child, parent in parents.items() if parent and int(parent[0]) in last]
-        found += last
-    return found
-
-
-def _status(stat: Path) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third on, none of a process that has ended."""
-    try:
-        return stat.read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    return sum(member.cpu_s for member in stats(pid))
 
 
 def _try_all(trial: Callable[[int], object], numbers: list[int], answers: Connection) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from attacks.forked import Zygote
 from attacks.scene import Scene, build
+from attacks.zygote import Zygote
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from attacks.crowds import Aim, Ended, Played, draw_round, play, prepare, run
-from attacks.forked import Done, Zygote
+from attacks.zygote import Done, Zygote
 
 pytest_plugins = ["grounds"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from attacks.absurdities import Case
-from attacks.forked import Done
 from attacks.hostile_artefacts import all_cases, judge
 from attacks.targets import TARGETS, judge_refusal, prepare
+from attacks.zygote import Done
 
 pytest_plugins = ["grounds"]
 

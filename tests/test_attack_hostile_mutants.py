@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.forked import Done
 from attacks.hostile_mutants import Herd, read_mutants
 from attacks.mutations import OF_SAFETENSORS, joined, mutate, parts, swap_tensors
 from attacks.targets import STUDY_FILE, TARGETS, prepare
+from attacks.zygote import Done
 from safetensors.numpy import load, save
 
 from ich_seq import store, weights

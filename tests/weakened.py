@@ -8,7 +8,7 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
-from attacks.forked import Zygote
+from attacks.zygote import Zygote
 
 import ich_seq
 

@@ -23,8 +23,8 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from attacks import Outcome
-from attacks.forked import Zygote
 from attacks.scene import build
+from attacks.zygote import Zygote
 
 ALONE = ("bad_inputs", "mutants", "size_lies", "metamorphic", "soak")
 """Attacks that bring their own data."""

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from attacks import Outcome, scaled
-from attacks.forked import Done, Zygote
 from attacks.scene import Scene, tree
+from attacks.zygote import Done, Zygote
 
 ROUNDS = 50
 KINDS = ("same", "inputs", "commands", "folds", "killed")

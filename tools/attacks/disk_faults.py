@@ -20,9 +20,9 @@ import numpy as np
 
 from attacks import Outcome, scaled
 from attacks.events import FULL
-from attacks.forked import Done, Fault, Zygote
 from attacks.resumption import Course, Ground, last_line, looks_whole, mended, tells_of_a_bug, torn
 from attacks.scene import RESULTS, Scene
+from attacks.zygote import Done, Fault, Zygote
 
 ERRNO_POINTS, ERRNO_POINTS_OVER = 96, 64
 """Afresh, and over the result of other data or settings, much of which has to be removed."""

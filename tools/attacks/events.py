@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attacks.zygote import Fault
+
 WRITE, FSYNC, RENAME, REMOVAL = "wfrx"
 
 FULL = ("ENOSPC", "EDQUOT")
@@ -19,7 +21,7 @@ FULL = ("ENOSPC", "EDQUOT")
 class Events:
     """The writes, fsyncs, renames and removals of this process: each leaves a letter in a file, and some go wrong."""
 
-    def __init__(self, letters: Path, fault: dict[str, Any] | None) -> None:
+    def __init__(self, letters: Path, fault: Fault | None) -> None:
         self.seen, self.fault = 0, fault
         self.letters = os.open(letters, os.O_RDWR | os.O_CREAT)
 
@@ -27,14 +29,14 @@ class Events:
         """Note what is about to happen; raise or be killed where it is to go wrong, after `half` of it."""
         os.pwrite(self.letters, letter.encode(), self.seen)
         self.seen += 1
-        if self.fault is None or self.seen < self.fault["at"]:
+        if self.fault is None or self.seen < self.fault.at:
             return
-        if letter == REMOVAL and self.fault["kind"] in FULL:
+        if letter == REMOVAL and self.fault.kind in FULL:
             return
-        if self.fault["kind"] == "kill":
+        if self.fault.kind == "kill":
             half()
             os.kill(os.getpid(), signal.SIGKILL)
-        number = getattr(errno, self.fault["kind"])
+        number = getattr(errno, self.fault.kind)
         raise OSError(number, os.strerror(number))
 
 

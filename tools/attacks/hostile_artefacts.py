@@ -14,10 +14,10 @@ import numpy as np
 
 from attacks import Outcome, scaled
 from attacks.absurdities import Case, absurd_settings, absurd_texts, absurd_values
-from attacks.forked import Done, Zygote
 from attacks.misfits import misfit_indexes, misfit_states, misfit_studies, misfit_weights, other_kinds
 from attacks.scene import Scene
 from attacks.targets import TARGETS, fresh, prepare, run_on
+from attacks.zygote import Done, Zygote
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from attacks import Outcome, scaled
-from attacks.forked import Zygote
 from attacks.mutations import OF_BYTES, OF_SAFETENSORS, mutate
 from attacks.scene import Scene
 from attacks.targets import LIMITS, MOST_MB, MOST_S, TARGETS, Target, attempt, fresh, prepare
+from attacks.zygote import Zygote
 
 MUTANTS, VOUCHED, INDEXES = 4000, 600, 600
 ATTACKED = ("bundle", "features", "cnn")

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from attacks import Outcome, scaled
-from attacks.forked import Zygote
 from attacks.gadgets import build_gadgets
 from attacks.scene import Scene
 from attacks.targets import TARGETS, Target, attempt, fresh, prepare, run_on
+from attacks.zygote import Zygote
 
 TIMEOUT_S = 1800.0
 SHOWN_TO_COMMANDS = 3

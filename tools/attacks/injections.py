@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from attacks import Outcome, hostile_data, scaled
-from attacks.forked import Done, Zygote
 from attacks.payloads import FORGED, PAYLOADS, Payload
 from attacks.refusals import refusals
 from attacks.scene import Scene
 from attacks.sinks import end_faults, folder_faults
+from attacks.zygote import Done, Zygote
 
 SETTINGS = ("cnn.batch_slices=4", "train.epochs=2")
 A_PAGE = 8

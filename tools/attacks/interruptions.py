@@ -26,10 +26,10 @@ from typing import IO
 import numpy as np
 
 from attacks import Outcome, scaled
-from attacks.forked import Done, Zygote
 from attacks.proc import status
 from attacks.resumption import Course, Ground, last_line, looks_whole, mended, tells_of_a_bug, torn
 from attacks.scene import RESULTS, Scene
+from attacks.zygote import Done, Zygote
 
 POINTS, HANGUPS, STARTS = 100, 24, 12
 COMMANDS = (*RESULTS, *RESULTS, *RESULTS, *RESULTS, "explore", "evaluate")

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from attacks import Outcome, scaled
-from attacks.forked import Done, Fault, Zygote
 from attacks.resumption import GROUNDS, Course, Ground, mended, partial_files, torn
 from attacks.scene import RESULTS, Scene
+from attacks.zygote import Done, Fault, Zygote
 
 POINTS = 300
 KILLED = 128 + signal.SIGKILL

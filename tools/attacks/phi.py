@@ -16,10 +16,10 @@ from pathlib import Path
 
 from attacks import Outcome, scaled
 from attacks.canaries import Flock, contents_of
-from attacks.forked import Done, Fault, Zygote
 from attacks.identifying_data import write_files, write_labels, write_reads, write_slice_table
 from attacks.proc import open_files
 from attacks.scene import Scene
+from attacks.zygote import Done, Fault, Zygote
 from ich_seq.files import short_hash
 
 SETTINGS = ("cnn.batch_slices=4", "train.epochs=2")
@@ -154,8 +154,8 @@ def _run(trial: Trial, ground: Ground, zygote: Zygote, seen: Seen) -> Done:
     """Run a command; note what is in its temporary files meanwhile, and what it leaves there."""
     folder = ground.work / "tmp" / trial.out.name
     folder.mkdir(parents=True)
-    weakness = {"weakness": trial.weakness} if trial.weakness else {}
-    running = zygote.start(trial.arguments, fault=trial.fault, environment={"TMPDIR": str(folder)}, **weakness)
+    temporary = {"TMPDIR": str(folder)}
+    running = zygote.start(trial.arguments, fault=trial.fault, weakness=trial.weakness, environment=temporary)
     found: set[str] = set()
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(folder, running.pid, ground.flock, seen, found, ended))

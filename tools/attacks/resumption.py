@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from attacks.events import REMOVAL
-from attacks.forked import Done, Zygote
 from attacks.scene import RESULTS, Scene, tree
+from attacks.zygote import Done, Zygote
 from ich_seq import IchSeqError
 from ich_seq.bundle import CARD, load_bundle
 from ich_seq.cnn_run import RUN, load_run

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from attacks.forked import Zygote
+from attacks.zygote import Zygote
 from ich_seq.phantom import write_dataset
 
 SETTINGS = """\

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from attacks.forked import Done
 from attacks.payloads import FORGED, PRODUCT
+from attacks.zygote import Done
 from ich_seq.pages import TEMPLATES
 
 EXPECTED_ENDS = {0, 2, 3, 4, 5}

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attacks.forked import Done, Fault, Zygote
 from attacks.scene import Scene, tree
 from attacks.vouching import vouch_bundle, vouch_run, vouch_states, vouch_store
+from attacks.zygote import Done, Fault, Zygote
 from ich_seq import IchSeqError, OutputError
 from ich_seq.bundle import load_bundle
 from ich_seq.checkpoint import load_checkpoint

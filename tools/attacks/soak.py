@@ -29,7 +29,7 @@ from ich_seq.phantom import draw_study, write_study
 from ich_seq.progress import Progress
 
 PREDICT, REPORT, EXTRACT = "predict", "predict with pages", "extract-features"
-STUDIES = {PREDICT: 10_000, REPORT: 1_200, EXTRACT: 3_400}
+STUDIES = {PREDICT: 10_000, REPORT: 1_200, EXTRACT: 10_000}
 """How many studies each command is given at full size."""
 
 LEAST = {PREDICT: 240, REPORT: 30, EXTRACT: 30}

@@ -6,11 +6,12 @@ Heavy imports sit inside the command bodies, so that `ich-seq --help` answers at
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
 
-from ich_seq import __version__
+from ich_seq import OutputError, __version__
 from ich_seq.commands import (
     EXIT_CODES,
     Commands,
@@ -395,7 +396,11 @@ def main() -> None:
     """Run the command line."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process of ours takes a module from the current folder
     with harmless_streams(), ended_by_signals():
-        cli()
+        try:
+            cli()
+        except OSError as error:  # of a help or version that stdout does not take; all else is told by the commands
+            print(f"Error: stdout: {error.strerror}.", file=sys.stderr)
+            sys.exit(OutputError.exit_code)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from ich_seq.store import read_manifest
 from ich_seq.tables import csv_rows
 
 SCHEMA = "ich-seq cnn 1"
+PLAN = "plan.json"
+FOLDS_HEAD = ["study_uid", "patient_key", "fold"]
 MAX_FOLDS = 1000
 RUN, FOLDS, FOLD, ENCODER, HELD_OUT, CURVES = (
     "run.json",
@@ -109,7 +111,7 @@ def read_fold(root: Path, fold: int) -> FoldResult | None:
 
 def folds_csv(rows: Iterable[tuple[str, str, int]]) -> bytes:
     """Return `folds.csv` of (study_uid, patient_key, fold)."""
-    return csv_rows([("study_uid", "patient_key", "fold"), *sorted(rows)])
+    return csv_rows([FOLDS_HEAD, *sorted(rows)])
 
 
 def save_run(root: Path, results: Sequence[FoldResult], facts: dict[str, Any]) -> None:
@@ -161,10 +163,10 @@ def _read_folds(path: Path, sha256: Any) -> list[tuple[str, str, int]]:
         table = read_whole(path)
         if sha256_bytes(table) != sha256:
             raise ArtefactError(f"{path} was changed since it was written; train again.")
-        rows = list(csv.DictReader(io.StringIO(table.decode())))
-        if not rows:
-            raise ValueError("no patients")
-        return [(row["study_uid"], row["patient_key"], int(row["fold"])) for row in rows]
+        head, *rows = csv.reader(io.StringIO(table.decode()))
+        if head != FOLDS_HEAD:
+            raise ValueError("other columns")
+        return [(study, patient, int(fold)) for study, patient, fold in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArtefactError(f"{path} cannot be read; train again.") from error
 
@@ -174,7 +176,7 @@ def claim_folder(root: Path, plan: dict[str, Any]) -> None:
 
     Raises UsageError if it is the run of another plan: its folds would not be comparable.
     """
-    path = root / "plan.json"
+    path = root / PLAN
     if path.exists():
         try:
             begun = read_json(path)

@@ -23,6 +23,7 @@ from ich_seq.cnn_run import (
     ENCODER,
     FOLDS,
     HELD_OUT,
+    PLAN,
     FoldResult,
     claim_folder,
     fold_folder,
@@ -37,7 +38,7 @@ from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.distributed import Group, joined_group, local_device
 from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, load_encoder
 from ich_seq.figures import Predicted, Truth, judge
-from ich_seq.files import locked_folder, sha256_bytes, sha256_file, short_hash, write_bytes
+from ich_seq.files import locked_folder, sha256_bytes, sha256_file, short_hash, spare_others, write_bytes
 from ich_seq.fitting import Fitted, Log, SliceNetwork, Task, fit, predict_rows, steps_an_epoch
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.progress import Progress, silent
@@ -109,7 +110,8 @@ def train_cnn(
     """
     root, labels, out, config = Path(root), Path(labels), Path(out), config or Config()
     workers, folds = choose_workers(workers), _wanted(fold, config)
-    check_input(root)
+    check_input(root, out)
+    spare_others(out, PLAN)
     keep_memory()
     processor = local_device(choose_device(device))
     with joined_group(processor) as group:

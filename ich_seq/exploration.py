@@ -11,7 +11,7 @@ from ich_seq import NothingUsableError, __version__
 from ich_seq.collection import Collection, collect
 from ich_seq.devices import choose_workers
 from ich_seq.exploration_page import page
-from ich_seq.files import locked_folder, remove, write_bytes, write_json
+from ich_seq.files import locked_folder, remove, spare_others, write_bytes, write_json
 from ich_seq.gallery import Gallery, hang
 from ich_seq.inventory import flat, studies_table, take_inventory
 from ich_seq.labels import LABELS
@@ -54,6 +54,7 @@ def explore(
     OutputError if `out` cannot be written.
     """
     source, out, labels = Path(source), Path(out), None if labels is None else Path(labels)
+    spare_others(out)
     found = collect(source, labels, skip=out, workers=choose_workers(workers), hide_names=not phi, progress=progress)
     with locked_folder(out):
         remove(

@@ -17,12 +17,12 @@ from ich_seq.config import Config
 from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.encoder import EncoderSpec, build_encoder, save_encoder
 from ich_seq.engines import Embedded, Embedder, Execution
-from ich_seq.files import locked_folder, short_hash, write_bytes
+from ich_seq.files import locked_folder, short_hash, spare_others, write_bytes
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.progress import Progress, silent
 from ich_seq.readers import read_ahead, write_behind
 from ich_seq.reasons import Refused, Unused, unused_csv
-from ich_seq.store import REJECTED, StoreWriter, StudyFeatures, encoder_file
+from ich_seq.store import MANIFEST, REJECTED, StoreWriter, StudyFeatures, encoder_file
 from ich_seq.studies import (
     Counts,
     Findings,
@@ -102,7 +102,8 @@ def extract_features(
     (rejected.csv then says why), OutputError if `out` cannot be written or another process holds it.
     """
     root, out, config = Path(root), Path(out), config or Config()
-    check_input(root)
+    check_input(root, out)
+    spare_others(out, MANIFEST)
     keep_memory()
     networks = open_networks(config, choose_device(device), cnn=cnn, engine=engine)
     return fill_store(root, out, networks, workers=choose_workers(workers), phi=phi, progress=progress)

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ich_seq import OutputError
+from ich_seq import OutputError, UsageError
 
 PARTIAL = ".ich-seq-partial"
 """Suffix of a file that is being written; leftovers are removed when the folder is opened again."""
@@ -43,6 +43,14 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hex digits, in constant memory. Raises OSError as `open_file` does."""
     with open_file(path, MAX_HASHED_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+RESULTS = {
+    "manifest.json": "a feature store",
+    "plan.json": "a run of train-cnn",
+    "slices.csv": "results of predict",
+}
+"""By which file a folder is known as the result of a command whose other files have names that others take too."""
 
 
 def open_unwaiting(path: Path) -> BufferedReader:
@@ -218,6 +226,13 @@ def locked_folder(path: Path, *, wait_s: float = 0) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another --out.") from error
         yield  # outside the try: what the work itself raises is not the lock's
+
+
+def spare_others(out: Path, own: str = "") -> None:
+    """Raise UsageError if a folder is another command's result, which this one would write over; `own` marks ours."""
+    for mark, kind in RESULTS.items():
+        if mark != own and os.path.lexists(out / mark):
+            raise UsageError(f"{out} holds {kind}, which this command would destroy; choose another --out.")
 
 
 def append_line(path: Path, line: str) -> None:

@@ -11,7 +11,7 @@ from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.extraction import EmbeddedStudy, Networks, embed_studies
-from ich_seq.files import locked_folder, remove, sha256_file, write_bytes, write_json
+from ich_seq.files import locked_folder, remove, sha256_file, spare_others, write_bytes, write_json
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
 from ich_seq.report import (
@@ -65,7 +65,8 @@ def predict(
     """
     root, bundle, out = Path(root), Path(bundle), Path(out)
     workers = choose_workers(workers)
-    check_input(root)
+    check_input(root, out)
+    spare_others(out, SLICES)
     keep_memory()
     loaded = load_bundle(bundle, choose_device(device), engine)
     with locked_folder(out):

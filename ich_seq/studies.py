@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ich_seq import NothingUsableError, UsageError
+from ich_seq.codestreams import read_frame
 from ich_seq.dicom import NATIVE, SliceHeader, read_header
-from ich_seq.files import short_hash
+from ich_seq.files import open_unwaiting, sha256_bytes, short_hash
 from ich_seq.progress import Progress, silent
-from ich_seq.reasons import Reason, Unused
+from ich_seq.reasons import Reason, Refused, Unused
 
 SAME_POSITION_MM = 0.01
 """Slices closer than this lie at one position: a repeated pass, real in 1.3 % of RSNA studies."""
@@ -107,12 +109,14 @@ class Counts:
     reasons: dict[str, int]
 
 
-def check_input(root: Path) -> None:
-    """Raise UsageError if there is nothing at `root`, before anything else is done or written."""
+def check_input(root: Path, out: Path | None = None) -> None:
+    """Raise UsageError if there is nothing at `root`, or if it is `out`, before anything else is done or written."""
     try:
-        root.stat()
+        given = root.stat()
     except OSError as error:
         raise UsageError(f"{root} cannot be read ({error.strerror}); give a folder of DICOM files.") from error
+    if out is not None and os.path.lexists(out) and os.path.samestat(given, out.stat()):
+        raise UsageError(f"--out is the folder of the input, {root}; choose another.")
 
 
 def find_studies(
@@ -232,9 +236,30 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
             detail = "Files with the same SOP Instance UID differ in study or geometry; keep the right one."
             unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid) for h in same)
             continue
+        if _pixels_differ(same):
+            detail = "Files with the same SOP Instance UID differ in their pixels; keep the right one."
+            unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid) for h in same)
+            continue
         detail = f"A copy of {same[0].file}, by its SOP Instance UID."
         unused.extend(Unused(h.file, Reason.DUPLICATE, detail, h.study_uid) for h in same[1:])
         yield same[0]
+
+
+def _pixels_differ(same: Sequence[SliceHeader]) -> bool:
+    """Tell whether files that are stored alike hold other pixels; copies in another encoding are not compared."""
+    by_form: dict[str, set[str]] = defaultdict(set)
+    alone = len(same) == 1
+    for header in () if alone else (h for h in same if h.transfer_syntax != DeflatedExplicitVRLittleEndian):
+        with suppress(OSError, Refused):  # which is told when the pixels are read
+            by_form[NATIVE.get(header.transfer_syntax, header.transfer_syntax)].add(_pixels_sha256(header))
+    return any(len(hashes) > 1 for hashes in by_form.values())
+
+
+def _pixels_sha256(h: SliceHeader) -> str:
+    with open_unwaiting(h.path) as stream:
+        stream.seek(h.pixel_offset)
+        native = h.transfer_syntax in NATIVE
+        return sha256_bytes(stream.read(2 * h.rows * h.columns) if native else read_frame(stream, h.file_bytes))
 
 
 def _preferred(h: SliceHeader) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_seq import windows
+from ich_seq import OutputError, windows
 from ich_seq.activation import activation_maps
 from ich_seq.bundle import Bundle
 from ich_seq.dicom import SliceHeader
@@ -71,6 +71,8 @@ class StudyPages:
     def clear(self) -> None:
         """Take away the pages of an older run; what else is in their folder is not ours. Raises OutputError."""
         folder = self.out / PAGES
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link, and its files are none of ours; remove it or choose another --out.")
         remove([self.out / REPORT, *(path for path in folder.glob("*.html*") if OURS.fullmatch(path.name))])
         with suppress(OSError):  # it is not there, or holds something of somebody's
             folder.rmdir()

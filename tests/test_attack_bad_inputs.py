@@ -67,7 +67,7 @@ def sleep(*_):
 
 
 def swell(*_):
-    np.ones(60 << 20, np.uint8)
+    np.ones(120 << 20, np.uint8)
 
 
 def fall(*_):

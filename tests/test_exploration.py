@@ -366,7 +366,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(phantoms, tm
         explore(phantoms.dicom, tmp_path / "out", others)
     with pytest.raises(UsageError, match="leave out --labels"):
         explore(phantoms.labels, tmp_path / "out", phantoms.labels)
-    with pytest.raises(UsageError, match="does not exist"):
+    with pytest.raises(UsageError, match="cannot be read"):
         explore(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

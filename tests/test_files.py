@@ -18,15 +18,17 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich_seq import OutputError
+from ich_seq import OutputError, UsageError
 from ich_seq.files import (
     PARTIAL,
+    RESULTS,
     append_line,
     locked_folder,
     make_folder,
     sha256_bytes,
     sha256_file,
     short_hash,
+    spare_others,
     write_bytes,
     write_json,
 )
@@ -59,7 +61,7 @@ with locked_folder(Path(sys.argv[1])):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from ich_seq import OutputError
+from ich_seq import OutputError, UsageError
 from ich_seq.files import append_line, growing_file, write_bytes
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 call, path = sys.argv[1], Path(sys.argv[2])
@@ -309,6 +311,15 @@ def test_a_full_disk_ends_a_growing_file_as_any_other(tmp_path, python):
     message, _ = python(FULL_DISK, "grow", tmp_path / "table.csv").communicate(timeout=30)
     assert f"Cannot write {tmp_path / 'table.csv'}" in message
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("mark", RESULTS)
+def test_a_folder_of_another_commands_result_is_spared(tmp_path, mark):
+    """It may have taken days; a command's own older result it may replace."""
+    (tmp_path / mark).write_text("{}")
+    spare_others(tmp_path, mark)
+    with pytest.raises(UsageError, match="would destroy"):
+        spare_others(tmp_path)
 
 
 def test_journal_lines_come_back_in_order(tmp_path):

@@ -24,7 +24,17 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from ich_seq import NothingUsableError, UsageError, phantom
 from ich_seq.dicom import SliceHeader
 from ich_seq.reasons import EXCLUDED, Reason, Unused
-from ich_seq.studies import Findings, Geometry, Study, account, describe, find_studies, group_studies, order_slices
+from ich_seq.studies import (
+    Findings,
+    Geometry,
+    Study,
+    account,
+    check_input,
+    describe,
+    find_studies,
+    group_studies,
+    order_slices,
+)
 
 HEAD_FIRST = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 LYING = {
@@ -299,6 +309,21 @@ def test_a_file_refused_twice_is_counted_once(tmp_path, write_slice):
     unused, counts = account(findings, twice)
     assert (counts.files, counts.used, counts.rejected, counts.reasons) == (1, 0, 1, {"decode": 1})
     assert len(unused) == 1
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_files_of_one_uid_with_other_pixels_are_both_refused(tmp_path, write_slice, syntax):
+    """Whoever can add a file cannot replace a slice unseen."""
+    stored = np.arange(900, 1156).reshape(16, 16)
+    write_slice(tmp_path / "a.dcm", syntax=syntax, stored=stored)
+    write_slice(tmp_path / "b.dcm", syntax=syntax, stored=stored[::-1])
+    assert reasons(find_studies(tmp_path)) == dict.fromkeys(["a.dcm", "b.dcm"], Reason.SOP_CONFLICT)
+
+
+def test_the_input_is_no_output(tmp_path):
+    """Not even a lock is left among the data."""
+    with pytest.raises(UsageError, match="--out is the folder of the input"):
+        check_input(tmp_path, tmp_path / "." / "")
 
 
 def test_reading_that_is_broken_off_leaves_no_process(many, monkeypatch):

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich_seq import study_pages, windows
+from ich_seq import OutputError, study_pages, windows
 from ich_seq.bundle import Bundle, Calibrations
 from ich_seq.calibration import Calibration
 from ich_seq.config import Config
@@ -366,6 +366,16 @@ def test_studies_equally_likely_are_ordered_by_uid(pages, twelve):
     assert [row[1] for row in Page(pages.out / "report.html").table("study")] == ["1.2.1", "1.2.2", "1.2.3"]
     pages.write_worklist(said[::-1], COUNTS)
     assert (pages.out / "report.html").read_bytes() == first
+
+
+def test_a_link_in_the_place_of_the_pages_is_refused(pages, tmp_path):
+    """What lies behind it is somebody's."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "0123456789abcdef.html").write_text("theirs")
+    (pages.out / "report").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutputError, match="is a link"):
+        pages.clear()
+    assert (tmp_path / "theirs" / "0123456789abcdef.html").read_text() == "theirs"
 
 
 def test_an_older_run_s_pages_go_and_what_is_not_ours_stays(pages, twelve, monkeypatch):

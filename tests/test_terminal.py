@@ -65,3 +65,10 @@ def test_a_result_that_stdout_has_no_letters_for_is_printed_all_the_same(table, 
     done = explored(table, tmp_path / "\u03b1\u2013", "; exit $?", PYTHONIOENCODING="latin-1")
     assert done.returncode == 0, done.stderr
     assert "\\u03b1" in done.stdout
+
+
+def test_help_that_stdout_does_not_take_is_no_bug(tmp_path):
+    """A sentence and code 5, as for a result."""
+    command = f'"{sys.executable}" -m ich_seq.cli --help > /dev/full'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (5, "Error: stdout: No space left on device.\n")

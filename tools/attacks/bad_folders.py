@@ -300,5 +300,5 @@ def duplicates() -> Iterator[Case]:
     yield many(family, "an undecodable copy, first", {"a.dcm": (broken, "duplicate"), "b.dcm": (whole, USED)})
     yield many(family, "an undecodable copy, second", {"a.dcm": (whole, USED), "b.dcm": (broken, "duplicate")})
     for first, second in (("a.dcm", "b.dcm"), ("b.dcm", "a.dcm")):
-        packs: Files = {first: (packed, USED, "duplicate"), second: (broken, "decode", "duplicate")}
+        packs: Files = {first: (packed, "sop_conflict"), second: (broken, "sop_conflict")}
         yield many(family, f"a compressed slice {first} and its undecodable copy {second}", packs)

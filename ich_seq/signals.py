@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S = 1.0
@@ -49,16 +49,19 @@ def ended_by_signals() -> Iterator[None]:
     SIGTERM wait (`checkpoint.deferred_sigterm`), it ends a step first.
     """
     heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    handlers = {number: signal.signal(number, _end) for number in heard}
+    handlers: dict[signal.Signals, Any] = {number: signal.signal(number, _end) for number in heard}
     shown = sys.unraisablehook
     sys.unraisablehook = lambda swallowed: None if _ours(swallowed) else shown(swallowed)
     try:
         yield
+    except SystemExit:
+        # the end has begun: Python's own handler would only interrupt it with a traceback
+        handlers = dict.fromkeys(handlers, signal.SIG_IGN if _came else signal.SIG_DFL)
+        raise
     finally:
         sys.unraisablehook = shown
         for number, handler in handlers.items():
-            # once the end has begun, another Ctrl-C would only interrupt it with a traceback; `_insist` sees to it
-            signal.signal(number, signal.SIG_IGN if _came else handler)
+            signal.signal(number, handler)
 
 
 def _ours(swallowed: sys.UnraisableHookArgs) -> bool:

@@ -67,7 +67,7 @@ def sleep(*_):
 
 
 def swell(*_):
-    np.ones(120 << 20, np.uint8)
+    np.ones(200 << 20, np.uint8)
 
 
 def fall(*_):
@@ -89,7 +89,7 @@ def fall(*_):
 )
 def test_what_a_weak_reader_does_is_reported(tmp_path, monkeypatch, instead, fault):
     monkeypatch.setattr(studies, "read_header", lambda path, file: read(path, file, instead=instead))
-    monkeypatch.setattr(watch_child, "KILL_AFTER_S", 0.2)
+    monkeypatch.setattr(watch_child, "KILL_AFTER_S", 1.0)
     monkeypatch.setattr(bad_inputs, "MAX_GROWTH_MB", 40)
     (failure,) = judge(NO_SLICE, attempt(NO_SLICE, tmp_path / "case"))
     assert failure.startswith("a family: a case: ")

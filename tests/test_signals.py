@@ -84,6 +84,18 @@ time.sleep(60)""")
     assert (process.returncode, err) == (130, "")
 
 
+def test_a_signal_after_the_end_has_begun_ends_it_without_a_traceback():
+    """All is done, and the interpreter winds up."""
+    process = started("""
+import atexit, sys, time
+atexit.register(lambda: (print("winding up", flush=True), time.sleep(9)))
+sys.exit(0)""")
+    assert process.stdout.readline() == "winding up\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_was_ignored_stays_so(number):
     """`nohup`, and jobs that a script started in the background."""

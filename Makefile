@@ -8,8 +8,9 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
+PYTEST := $(VENV)/bin/python -m pytest -q
 # a process a core, at most four, each on one core; a file's tests share what they set up
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+BESIDE := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-slow battery lint check clean
 
@@ -18,7 +19,7 @@ demo: $(READY)
 	$(VENV)/bin/ich-seq demo --out build/demo
 
 test: $(READY)
-	$(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) -m "not slow"
 
 test-slow: $(READY)
 	$(PYTEST) -m slow

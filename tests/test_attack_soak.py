@@ -46,7 +46,7 @@ def samples(*, every=83, mb_a_study=0.0, files_a_study=0.0, slower=0.0, a_study_
 
 def test_a_short_soak_finds_nothing(tmp_path):
     """Each command once over few studies, with a figure for each thing that is judged."""
-    outcome = run(tmp_path, scale=0.005)
+    outcome = run(tmp_path, scale=0.003)
     assert outcome.failures == ()
     assert outcome.trials == 240 + 30 + 30
     for name in soak.STUDIES:

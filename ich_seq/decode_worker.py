@@ -1,8 +1,8 @@
 """The process in which compressed frames are decoded: `python -m ich_seq.decode_worker`, started by `decoding`.
 
-It says that it is ready, reads requests from stdin and answers on stdout. A message is four bytes with the length of
-its head, the head as JSON, and as many raw bytes as the head says. Decoders are foreign code fed with foreign bytes:
-here they may run out of memory, hang or crash at the cost of one slice.
+It is told its limit of memory and the word to say once it is ready; then it reads requests from stdin and answers on
+stdout. A message is four bytes with the length of its head, the head as JSON, and as many raw bytes as the head says.
+Decoders are foreign code fed with foreign bytes: here they may run out of memory, hang or crash at the cost of a slice.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
-READY = b"ready"
-"""As `decoding` has it, which is not imported here."""
-
 RLE_PADDING_BYTES = 2
 """Some writers pad a plane so that it comes out longer by this."""
 
@@ -36,7 +33,7 @@ def main() -> None:
     _limit(resource.RLIMIT_AS, int(sys.argv[1]))
     _limit(resource.RLIMIT_CORE, 0)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    answers.write(READY)
+    answers.write(sys.argv[2].encode())
     answers.flush()
     while length := requests.read(4):
         request = json.loads(requests.read(int.from_bytes(length)))

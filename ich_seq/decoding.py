@@ -34,7 +34,7 @@ CPU_S, PIXELS_A_SECOND = 3.0, 1 << 22
 WAIT_S = 120.0
 """How long an answer is waited for on a machine that has no time for it."""
 
-READY = b"ready"
+READY = "ready"
 """What a process says once it can decode."""
 
 END_S = 0.5
@@ -50,7 +50,7 @@ class Decoder:
         try:
             self._process = subprocess.Popen(
                 # -P: no module of the current folder, which may be a stranger's data
-                [sys.executable, "-P", "-m", "ich_seq.decode_worker", str(MEMORY_BYTES)],
+                [sys.executable, "-P", "-m", "ich_seq.decode_worker", str(MEMORY_BYTES), READY],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

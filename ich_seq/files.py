@@ -18,6 +18,13 @@ from typing import Any
 
 from ich_seq import OutputError, UsageError
 
+RESULTS = {
+    "manifest.json": "a feature store",
+    "plan.json": "a run of train-cnn",
+    "slices.csv": "results of predict",
+}
+"""By which file a folder is known as the result of a command whose other files have names that others take too."""
+
 PARTIAL = ".ich-seq-partial"
 """Suffix of a file that is being written; leftovers are removed when the folder is opened again."""
 
@@ -43,14 +50,6 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hex digits, in constant memory. Raises OSError as `open_file` does."""
     with open_file(path, MAX_HASHED_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-RESULTS = {
-    "manifest.json": "a feature store",
-    "plan.json": "a run of train-cnn",
-    "slices.csv": "results of predict",
-}
-"""By which file a folder is known as the result of a command whose other files have names that others take too."""
 
 
 def open_unwaiting(path: Path) -> BufferedReader:

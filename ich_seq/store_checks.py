@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from ich_seq.store import StudyFeatures
 
 TEXTS, NUMBERS, FLAGS = ("study_uid", "patient_key", "file", "sha256"), ("network", "slices"), ("in_sample",)
+JOURNALLED: dict[str, type] = (
+    dict.fromkeys(("key", "fingerprint", *TEXTS), str)
+    | dict.fromkeys(("bytes", *NUMBERS), int)
+    | dict.fromkeys(("whole", *FLAGS), bool)
+)
+"""Types of what a row of the journal holds: all of a row of the index, and more."""
 
 
 def read_index(data: bytes, path: Path, *, most_rows: int) -> pd.DataFrame:
@@ -59,16 +65,9 @@ def _check_rows(index: pd.DataFrame) -> None:
         raise ValueError("one file or study twice")
 
 
-JOURNALLED = {"key": str, "fingerprint": str, "bytes": int, "whole": bool}
-"""What a row of the journal holds besides a row of the index."""
-
-
 def check_journalled(row: dict[str, Any]) -> None:
     """Raise KeyError, TypeError or ValueError for a row that this store has not journalled."""
-    texts, numbers, flags = (
-        dict.fromkeys(names, kind) for names, kind in ((TEXTS, str), (NUMBERS, int), (FLAGS, bool))
-    )
-    for name, kind in (texts | numbers | flags | JOURNALLED).items():
+    for name, kind in JOURNALLED.items():
         if type(row[name]) is not kind:
             raise TypeError(f"{name} is {row[name]!r}")
 

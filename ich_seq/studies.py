@@ -112,11 +112,19 @@ class Counts:
 def check_input(root: Path, out: Path | None = None) -> None:
     """Raise UsageError if there is nothing at `root`, or if it is `out`, before anything else is done or written."""
     try:
-        given = root.stat()
+        root.stat()
     except OSError as error:
         raise UsageError(f"{root} cannot be read ({error.strerror}); give a folder of DICOM files.") from error
-    if out is not None and os.path.lexists(out) and os.path.samestat(given, out.stat()):
+    if out is not None and _identity_on_disk(out) == _identity_on_disk(root):
         raise UsageError(f"--out is the folder of the input, {root}; choose another.")
+
+
+def _identity_on_disk(path: Path) -> tuple[int, int] | None:
+    """Return what tells one file or folder from all others, whatever links lead to it; None: out of reach."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
 
 
 def find_studies(
@@ -163,10 +171,7 @@ def list_files(root: Path, skip: Path | None = None) -> list[Path]:
     if not root.is_dir():
         return [root]
     found: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    if skip is not None:
-        with suppress(OSError):  # not there, or out of reach
-            visited.add((skip.stat().st_dev, skip.stat().st_ino))
+    visited = set() if skip is None else {_identity_on_disk(skip)}
     hidden = lambda error: found.append(Path(error.filename))  # noqa: E731 - os.walk asks for a function
     for folder, folders, names in os.walk(root, followlinks=True, onerror=hidden):
         folders.sort()  # which of several links to a folder is followed must not depend on the disk
@@ -232,12 +237,8 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
         by_sop[header.sop_uid].append(header)
     for same in by_sop.values():
         same.sort(key=_preferred)
-        if len({_identity(h) for h in same}) > 1:
-            detail = "Files with the same SOP Instance UID differ in study or geometry; keep the right one."
-            unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid) for h in same)
-            continue
-        if _pixels_differ(same):
-            detail = "Files with the same SOP Instance UID differ in their pixels; keep the right one."
+        if difference := _difference(same):
+            detail = f"Files with the same SOP Instance UID differ in {difference}; keep the right one."
             unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid) for h in same)
             continue
         detail = f"A copy of {same[0].file}, by its SOP Instance UID."
@@ -245,11 +246,17 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
         yield same[0]
 
 
+def _difference(same: Sequence[SliceHeader]) -> str:
+    """Return what makes files of one SOP Instance UID more than copies, or nothing; one file is not read for it."""
+    if len({_identity(h) for h in same}) > 1:
+        return "study or geometry"
+    return "their pixels" if len(same) > 1 and _pixels_differ(same) else ""
+
+
 def _pixels_differ(same: Sequence[SliceHeader]) -> bool:
     """Tell whether files that are stored alike hold other pixels; copies in another encoding are not compared."""
     by_form: dict[str, set[str]] = defaultdict(set)
-    alone = len(same) == 1
-    for header in () if alone else (h for h in same if h.transfer_syntax != DeflatedExplicitVRLittleEndian):
+    for header in (h for h in same if h.transfer_syntax != DeflatedExplicitVRLittleEndian):
         with suppress(OSError, Refused):  # which is told when the pixels are read
             by_form[NATIVE.get(header.transfer_syntax, header.transfer_syntax)].add(_pixels_sha256(header))
     return any(len(hashes) > 1 for hashes in by_form.values())

@@ -324,6 +324,8 @@ def test_the_input_is_no_output(tmp_path):
     """Not even a lock is left among the data."""
     with pytest.raises(UsageError, match="--out is the folder of the input"):
         check_input(tmp_path, tmp_path / "." / "")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    check_input(tmp_path, tmp_path / "dangling")
 
 
 def test_reading_that_is_broken_off_leaves_no_process(many, monkeypatch):

@@ -171,8 +171,9 @@ def run(
     work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0, commands: Sequence[str] = COMMANDS
 ) -> Outcome:
     """Interrupt commands at POINTS points by those that ask to end, at HANGUPS by SIGHUP, and at STARTS real starts."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # ignored where this was started by nohup or a script, and so would
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)  # be below
+    # ignored where this was started by nohup or a script, and what is started here would ignore them too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     attack, rng, ground = Attack(work, zygote), np.random.default_rng(seed), Ground(work, scene, zygote)
     courses = {command: ground.course(command, "afresh") for command in dict.fromkeys(commands)}
     points, hangups, starts = (scaled(full, scale) for full in (POINTS, HANGUPS, STARTS))

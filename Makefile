@@ -40,7 +40,7 @@ $(READY): pyproject.toml
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) \
 		&& $(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv \
 		&& PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet $(VENV); }
-	$(VENV)/bin/pip install --quiet --editable '.[dev,jpeg,openvino,tensorboard]'
+	$(VENV)/bin/pip install --quiet --editable '.[dev,docs,jpeg,onnx,openvino,pacs,tensorboard]'
 	touch $(READY)
 
 clean:

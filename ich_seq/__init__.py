@@ -15,7 +15,8 @@ feet to head. HU are Hounsfield units.
     |-- UsageError              a wrong setting, label file or argument
     |-- NothingUsableError      the input holds no study that can be read
     |-- ArtefactError           a store or bundle that is damaged or belongs to something else
-    +-- OutputError             the output folder cannot be written
+    |-- OutputError             the output folder cannot be written
+    +-- ArchiveError            a DICOMweb archive cannot be reached, refuses us, or did not take all results
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArchiveError",
     "ArtefactError",
     "IchSeqError",
     "NothingUsableError",
@@ -85,6 +87,12 @@ class OutputError(IchSeqError):
     """The output folder cannot be written: full, read-only or in use by another process."""
 
     exit_code = 5
+
+
+class ArchiveError(IchSeqError):
+    """A DICOMweb archive that cannot be reached, refuses us, or did not take all that it was sent."""
+
+    exit_code = 6
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from ich_seq.commands import (
     common,
     counted,
     dicom_argument,
+    dicom_source,
     engine_option,
     finish,
     finish_reading,
@@ -29,6 +30,9 @@ from ich_seq.commands import (
     read_config,
     read_fold,
     read_shares,
+    read_source,
+    send_option,
+    send_results,
     settings,
     telling,
     workers_option,
@@ -139,7 +143,7 @@ def train_cnn(
 
 
 @cli.command()
-@dicom_argument
+@dicom_source
 @out_option
 @click.option("--cnn", type=Place(), help="What train-cnn wrote; stands in for the encoder.")
 @engine_option
@@ -148,7 +152,9 @@ def train_cnn(
 @common
 @workers_option
 def extract_features(
-    dicom: Path,
+    dicom: Path | None,
+    dicomweb: str | None,
+    studies: tuple[str, ...],
     out: Path,
     cnn: Path | None,
     engine: str | None,
@@ -163,18 +169,20 @@ def extract_features(
     """Embed the slices of every study in a folder of DICOM files.
 
     DICOM is searched with all its subfolders; files may have any name, and the studies may lie mixed in
-    one folder. Writes a feature store; a broken run is taken up where it ended.
+    one folder. With --dicomweb studies are fetched from an archive instead. Writes a feature store; a broken run is
+    taken up where it ended.
 
     \b
     ich-seq extract-features stage_2_train --cnn cnn --out features
     """
+    source = read_source(dicom, dicomweb, studies)
     config = read_config(config_file, overrides)
     from ich_seq.extraction import extract_features as run
     from ich_seq.progress import shown
 
     with shown(quiet=quiet) as progress:
         summary = run(
-            dicom,
+            source,
             out,
             config,
             cnn=cnn,
@@ -247,27 +255,31 @@ def train_rnn(
 
 
 @cli.command()
-@dicom_argument
+@dicom_source
 @click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote.")
 @out_option
 @engine_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
+@send_option
 @phi_option
 @common
 @workers_option
 def predict(
-    dicom: Path,
+    dicom: Path | None,
+    dicomweb: str | None,
+    studies: tuple[str, ...],
     bundle: Path,
     out: Path,
     engine: str | None,
     report: bool,
+    send: str | None,
     phi: bool,
     device: str,
     workers: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Give every slice and study below a folder its six probabilities.
+    """Give every slice and study its six probabilities: of a folder, DICOM, or of an archive, --dicomweb.
 
     Writes report.html (a worklist, and a page a study with its key slices), studies.csv (likeliest first), slices.csv
     (feet to head), submission.csv (Kaggle's form), rejected.csv (files not used, and why) and run.json.
@@ -275,12 +287,13 @@ def predict(
     \b
     ich-seq predict /data/incoming --bundle bundle --out results
     """
+    source = read_source(dicom, dicomweb, studies)
     from ich_seq.prediction import predict as run
     from ich_seq.progress import shown
 
     with shown(quiet=quiet) as progress:
         summary = run(
-            dicom,
+            source,
             bundle,
             out,
             engine=engine,
@@ -290,7 +303,8 @@ def predict(
             phi=phi,
             progress=progress,
         )
-    finish_reading(summary, counted(summary), {}, as_json=as_json)
+    sent, trouble = ({}, None) if send is None else send_results(send, out)
+    finish_reading(summary, counted(summary), sent, as_json=as_json, trouble=trouble)
 
 
 @cli.command()

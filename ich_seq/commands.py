@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from ich_seq import IchSeqError, UsageError, signals
+from ich_seq import ArchiveError, IchSeqError, UsageError, signals
 from ich_seq.signals import ENDED, GO_ON, INTERRUPTED
 from ich_seq.tables import printable
 from ich_seq.terminal import print_result
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ich_seq.exploration import ExplorationSummary
     from ich_seq.extraction import ExtractionSummary
     from ich_seq.prediction import PredictionSummary
+    from ich_seq.sources import Source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,7 +45,8 @@ MAX_NAMED = 3
 EXIT_CODES = """\b
 Exit codes: 0 all done; 1 a bug of ours; 2 a wrong setting or input; 3 done, but some
 files were rejected (see rejected.csv; under torchrun 0, as it takes 3 for a failure);
-4 nothing usable; 5 output or stdout cannot be written; 129, 130, 143 interrupted."""
+4 nothing usable; 5 output or stdout cannot be written; 6 an archive cannot be reached,
+refuses, or did not take all results (which are in OUT); 129, 130, 143 interrupted."""
 
 
 def shortened(line: str) -> str:
@@ -162,6 +164,44 @@ phi_option = click.option(
 dicom_argument = click.argument("dicom", type=Place())
 
 
+def dicom_source(command: Command) -> Command:
+    """Add what names the studies of a run: a folder, or an archive and UIDs."""
+    for option in (
+        click.option(
+            "--study", "studies", multiple=True, metavar="UID", help="A study to fetch; give it once for each."
+        ),
+        click.option("--dicomweb", metavar="URL", help="Fetch studies from this archive, in place of DICOM."),
+        click.argument("dicom", type=Place(), required=False),
+    ):
+        command = option(command)
+    return command
+
+
+def _archive_url(ctx: click.Context, param: click.Parameter, url: str | None) -> str | None:
+    """Return the URL of an archive that is needed in the end only, checked before hours of work."""
+    if url is not None:
+        from ich_seq.archive import checked_url
+
+        checked_url(url)
+    return url
+
+
+send_option = click.option(
+    "--send", metavar="URL", callback=_archive_url, help="Store the DICOM results, OUT/sr, in this archive."
+)
+
+
+def read_source(dicom: Path | None, dicomweb: str | None, studies: tuple[str, ...]) -> Source:
+    """Return the one source that was given; click's UsageError says what is missing or too much."""
+    if dicomweb is None and dicom is not None and not studies:
+        return dicom
+    if dicomweb is None or dicom is not None or not studies:
+        raise click.UsageError("Give either DICOM, or --dicomweb URL and a --study UID or more.")
+    from ich_seq.sources import ArchivedStudies
+
+    return ArchivedStudies(dicomweb, studies)
+
+
 def read_config(path: Path | None, overrides: tuple[str, ...]) -> Config:
     """Read settings from a file and from --set. Raises UsageError for what is none.
 
@@ -214,8 +254,12 @@ def finish_reading(
     more: dict[str, Any],
     *,
     as_json: bool,
+    trouble: IchSeqError | None = None,
 ) -> NoReturn:
-    """Print the result; end with 3 if files were rejected, under torchrun with 0, and the reasons on stderr."""
+    """Print the result; end with 3 if files were rejected, under torchrun with 0, and the reasons on stderr.
+
+    `trouble` is raised when all is printed: what went wrong after the result was whole.
+    """
     from dataclasses import asdict
 
     counts = summary.counts
@@ -227,8 +271,26 @@ def finish_reading(
             err=True,
         )
     finish({"out": str(summary.out), "studies": summary.studies, **asdict(counts), **more}, text, as_json=as_json)
+    if trouble is not None:
+        raise trouble
     # torchrun takes any other code for a failure: it ends the other processes and says FAILED
     sys.exit(EXIT_SOME_REJECTED if counts.rejected and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE)
+
+
+def send_results(url: str, out: Path) -> tuple[dict[str, Any], IchSeqError | None]:
+    """Store the DICOM results of a run in an archive; return what to tell of it, and what to raise in the end."""
+    from ich_seq.dicomweb import send
+
+    files = sorted((out / "sr").rglob("*.dcm"))
+    if not files:
+        return {}, UsageError(f"{out / 'sr'} holds no DICOM results to send.")
+    sent = send(url, files)
+    refused = {path.relative_to(out).as_posix(): why for path, why in sent.refused}
+    told = {"sent": {"stored": len(sent.stored), "refused": refused}}
+    if not refused:
+        return told, None
+    lines = [f"{len(refused)} of {len(files)} results were not stored; they are in {out}:"]
+    return told, ArchiveError("\n".join([*lines, *(f"{name}: {why}" for name, why in refused.items())]))
 
 
 def finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from ich_seq.hounsfield import read_hounsfield
 from ich_seq.progress import Progress, silent
 from ich_seq.readers import read_ahead, write_behind
 from ich_seq.reasons import Refused, Unused, unused_csv
+from ich_seq.sources import Source, check_source, found_studies
 from ich_seq.store import MANIFEST, REJECTED, StoreWriter, StudyFeatures, encoder_file
 from ich_seq.studies import (
     Counts,
@@ -29,10 +30,8 @@ from ich_seq.studies import (
     Geometry,
     Study,
     account,
-    check_input,
     common_normal,
     describe,
-    find_studies,
 )
 
 Images = NDArray[np.float32]
@@ -81,7 +80,7 @@ class EmbeddedStudy:
 
 
 def extract_features(
-    root: str | Path,
+    source: Source,
     out: str | Path,
     config: Config | None = None,
     *,
@@ -92,21 +91,23 @@ def extract_features(
     phi: bool = False,
     progress: Progress = silent,
 ) -> ExtractionSummary:
-    """Embed every slice below `root` and write the feature store `out`; take up a broken run where it ended.
+    """Embed every slice of `source` and write the feature store `out`; take up a broken run where it ended.
 
+    `source` is a folder of DICOM files, or `sources.ArchivedStudies`, which are fetched into `out` for the time of the
+    run, each time anew (ArchiveError if none can be had, as `dicomweb.fetched` tells).
     `cnn` is a folder of train-cnn: its networks are taken instead of the settings' encoder, for each
     study the one that did not learn from its patient, or all if none did. `engine` stands in for
     `config.extract.engine`. `workers` processes read headers and threads see to studies (None: one a core);
     the bytes written do not depend on them. rejected.csv names files only where `phi` asks for it, else by a
-    hash. Raises NothingUsableError if no slice of `root` is usable
+    hash. Raises NothingUsableError if no slice is usable
     (rejected.csv then says why), OutputError if `out` cannot be written or another process holds it.
     """
-    root, out, config = Path(root), Path(out), config or Config()
-    check_input(root, out)
+    out, config = Path(out), config or Config()
+    check_source(source, out)
     spare_others(out, MANIFEST)
     keep_memory()
     networks = open_networks(config, choose_device(device), cnn=cnn, engine=engine)
-    return fill_store(root, out, networks, workers=choose_workers(workers), phi=phi, progress=progress)
+    return fill_store(source, out, networks, workers=choose_workers(workers), phi=phi, progress=progress)
 
 
 def open_networks(
@@ -121,11 +122,13 @@ def open_networks(
 
 
 def fill_store(
-    root: Path, out: Path, networks: Networks, *, workers: int, phi: bool = False, progress: Progress
+    source: Source, out: Path, networks: Networks, *, workers: int, phi: bool = False, progress: Progress
 ) -> ExtractionSummary:
-    """Embed every slice below `root` by networks that are ready, into the store `out`."""
-    with locked_folder(out):
-        findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
+    """Embed every slice of `source` by networks that are ready, into the store `out`."""
+    with (
+        locked_folder(out),
+        found_studies(source, out, workers=workers, hide_names=not phi, progress=progress) as findings,
+    ):
         writer = StoreWriter(out, _fingerprint(networks))
         for number, embedder in networks.embedders.items():
             save_encoder(embedder.encoder, out / encoder_file(number))

@@ -26,7 +26,7 @@ RESULTS = {
 """By which file a folder is known as the result of a command whose other files have names that others take too."""
 
 PARTIAL = ".ich-seq-partial"
-"""Suffix of a file that is being written; leftovers are removed when the folder is opened again."""
+"""Suffix of a file or folder for the time of a run; leftovers are removed when the folder is opened again."""
 
 UNWRITTEN = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 """Controls that JSON allows, and halves of letters, as names that are no UTF-8 have."""
@@ -139,16 +139,16 @@ def growing_file(path: Path) -> Iterator[Callable[[bytes], None]]:
     """
     partial = path.with_name(path.name + PARTIAL)
     with ExitStack() as opened:
-        with _told(path):
+        with writing(path):
             file = opened.enter_context(partial.open("wb"))
 
         def append(data: bytes) -> None:
-            with _told(path):
+            with writing(path):
                 file.write(data)
 
         try:
             yield append
-            with _told(path):
+            with writing(path):
                 file.flush()
                 os.fsync(file.fileno())
                 partial.replace(path)
@@ -162,7 +162,7 @@ def growing_file(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn what the system refuses into an OutputError that names the path and the remedy."""
     try:
         yield
@@ -216,7 +216,10 @@ def locked_folder(path: Path, *, wait_s: float = 0) -> Iterator[None]:
         try:
             held.enter_context(FileLock(path / ".lock", timeout=wait_s))
             for leftover in path.glob(f"*{PARTIAL}"):
-                leftover.unlink()
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
         except Timeout as error:
             told = f"Another process is writing to {path}; wait for it or choose another --out."
             if wait_s:
@@ -236,7 +239,7 @@ def spare_others(out: Path, own: str = "") -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line to a journal and see it to the disk. Raises OutputError naming the path."""
-    with _told(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from ich_seq.report import (
     slice_tables,
     write_studies,
 )
+from ich_seq.sources import Source, check_source, found_studies
 from ich_seq.store import REJECTED
-from ich_seq.studies import Counts, Findings, Study, account, check_input, find_studies
+from ich_seq.studies import Counts, Findings, Study, account
 from ich_seq.study_pages import StudyPages
 
 TABLES = (STUDIES, SLICES, SUBMISSION)
@@ -43,7 +45,7 @@ class PredictionSummary:
 
 
 def predict(
-    root: str | Path,
+    source: Source,
     bundle: str | Path,
     out: str | Path,
     *,
@@ -54,7 +56,10 @@ def predict(
     phi: bool = False,
     progress: Progress = silent,
 ) -> PredictionSummary:
-    """Predict every study below `root` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
+    """Predict every study of `source` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
+
+    `source` is a folder of DICOM files, or `sources.ArchivedStudies`, which are fetched into `out` for the time of the
+    run (ArchiveError if none can be had, as `dicomweb.fetched` tells).
 
     With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices.
 
@@ -63,18 +68,19 @@ def predict(
     and file names are written only where `phi` asks for them. Raises NothingUsableError if no slice is usable
     (rejected.csv then says why), ArtefactError for a damaged bundle, OutputError if `out` cannot be written.
     """
-    root, bundle, out = Path(root), Path(bundle), Path(out)
+    bundle, out = Path(bundle), Path(out)
     workers = choose_workers(workers)
-    check_input(root, out)
+    check_source(source, out)
     spare_others(out, SLICES)
     keep_memory()
     loaded = load_bundle(bundle, choose_device(device), engine)
-    with locked_folder(out):
+    with locked_folder(out), ExitStack() as held:
         # what an older run left is no result of this one; first goes what vouches, then the table that readers ask for
         remove(out / name for name in (RUN, SLICES, STUDIES, SUBMISSION, REJECTED))
         pages = StudyPages(out, loaded)
         pages.clear()
-        findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
+        studies = found_studies(source, out, workers=workers, hide_names=not phi, progress=progress)
+        findings = held.enter_context(studies)
         refused: list[Unused] = []
         with slice_tables(out) as write_slices:
             results = []

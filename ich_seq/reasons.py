@@ -32,6 +32,8 @@ class Reason(StrEnum):
     CHANGED = "changed"
     SOP_CONFLICT = "sop_conflict"
     PATIENT_CONFLICT = "patient_conflict"
+    NOT_FETCHED = "not_fetched"
+    WRONG_STUDY = "wrong_study"
     OTHER_FILE = "other_file"
     DICOMDIR = "dicomdir"
     NOT_CT = "not_ct"

@@ -16,6 +16,9 @@ LEVELS = {
     "files": 0,
     "signals": 0,
     "terminal": 0,
+    "multipart": 0,
+    "patience": 0,
+    "archive": 1,
     "tables": 0,
     "devices": 1,
     "readers": 1,
@@ -50,6 +53,8 @@ LEVELS = {
     "phantom_labels": 3,
     "hounsfield": 5,
     "studies": 5,
+    "dicomweb": 5,
+    "sources": 6,
     "encoder": 4,
     "checkpoint": 3,
     "samples": 6,
@@ -94,6 +99,7 @@ LEVELS = {
 """A module imports from lower levels only."""
 
 HEAVY = {"torch", "timm", "pandas", "numpy", "pydicom", "sklearn", "scipy", "cv2", "pyarrow", "pydantic", "rich"}
+HEAVY |= {"requests", "dicomweb_client"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -47,6 +47,18 @@ def test_a_command_stays_in_the_machine(tmp_path, scene, tools):
     assert outcome.figures["files below HOME"] == "none"
 
 
+@pytest.mark.slow
+def test_an_archive_that_is_asked_for_is_all_that_is_called(tmp_path, scene, tools):
+    """Every call is to its address; it cannot be reached here, and the command says so."""
+    asked = ["predict", "--dicomweb", "http://127.0.0.1:9/dicom-web", "--study", "1.2.3", "--device", "cpu"]
+    more = ["--bundle", str(scene.root / "bundle"), "--out", str(tmp_path / "out")]
+    ended = run_apart([*asked, *more], tmp_path / "trace", tmp_path, tools)
+    assert ended.code == 6
+    assert "The archive at 127.0.0.1:9 cannot be reached" in ended.stderr
+    assert ended.traffic.beyond
+    assert all("127.0.0.1" in call and "htons(9)" in call for call in ended.traffic.beyond)
+
+
 def test_a_program_that_calls_home_is_found_out(tmp_path, monkeypatch, tools):
     """The control: connections and what is sent by them; what stays in the machine is no fault."""
     (tmp_path / "calls_home.py").write_text(CALLS_HOME)

@@ -1,0 +1,343 @@
+"""The commands with an archive: results as of a folder, exit codes, what is left behind, and results sent back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from archives import forget_the_user, free_port, orthanc, put, serving
+from attacks.tiny_bundle import write_tiny_bundle
+from attacks.tiny_studies import tiny_study
+from click.testing import CliRunner
+
+from ich_seq import UsageError, extract_features, predict
+from ich_seq.archive import TOKEN
+from ich_seq.cli import cli
+from ich_seq.config import Config
+from ich_seq.dicomweb import FETCHED
+from ich_seq.files import short_hash
+from ich_seq.phantom import write_study
+from ich_seq.prediction import PredictionSummary
+from ich_seq.sources import ArchivedStudies
+from ich_seq.studies import Counts
+from ich_seq.study_pages import study_page
+
+TABLES = ("studies.csv", "slices.csv", "submission.csv")
+SETTINGS = {"slices": {"size": 32}, "encoder": {"arch": "test_convnext", "weights": "random"}}
+STUDIES = 4
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch, tmp_path):
+    """The same for whoever runs the tests."""
+    forget_the_user(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A bundle of random weights that looks at all it is given."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def studies():
+    """Phantom studies of a few slices, one of them of one slice."""
+    return [tiny_study(index, seed=0) for index in range(STUDIES)]
+
+
+@pytest.fixture(scope="module")
+def folder(studies, tmp_path_factory):
+    """The studies as files."""
+    root = tmp_path_factory.mktemp("dicom")
+    for study in studies:
+        write_study(study, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pacs(folder, tmp_path_factory):
+    """An archive that holds the studies; the URL of its DICOMweb service."""
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as url:
+        put(url, *sorted(folder.iterdir()))
+        yield url
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def named(studies):
+    return [word for study in studies for word in ("--study", study.study_uid)]
+
+
+def predicted(bundle, out, *arguments):
+    return run("predict", *arguments, "--bundle", bundle, "--out", out, "--device", "cpu", "--workers", 0, "--quiet")
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_archive_gives_what_a_folder_gives(pacs, folder, studies, bundle, tmp_path):
+    """Tables byte for byte, and nothing of the files stays behind."""
+    asked = "--dicomweb", pacs, *named(studies), "--no-report"
+    ends = predicted(bundle, tmp_path / "web", *asked), predicted(bundle, tmp_path / "folder", folder, "--no-report")
+    assert [end.exit_code for end in ends] == [0, 0], ends[0].output
+    assert ends[0].stdout == ends[1].stdout.replace("/folder", "/web")
+    for name in TABLES:
+        assert (tmp_path / "web" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
+    assert len(rows_of(tmp_path / "web" / "studies.csv")) == STUDIES
+    assert {path.name for path in (tmp_path / "web").iterdir()} == {*TABLES, "rejected.csv", "run.json", ".lock"}
+
+
+def test_the_page_of_a_fetched_study_has_its_pictures(pacs, folder, studies, bundle, tmp_path):
+    """The files are there until it is drawn: it is the page that a folder gives."""
+    (tmp_path / "in").mkdir()
+    for sop in studies[1].sop_uids:
+        shutil.copy(folder / f"{sop}.dcm", tmp_path / "in")
+    ends = (
+        predicted(bundle, tmp_path / "web", "--dicomweb", pacs, *named(studies[1:2])),
+        predicted(bundle, tmp_path / "folder", tmp_path / "in"),
+    )
+    assert [end.exit_code for end in ends] == [0, 0], ends[0].output
+    page = study_page(studies[1].study_uid)
+    assert (tmp_path / "web" / page).read_bytes() == (tmp_path / "folder" / page).read_bytes()
+    assert b"<img" in (tmp_path / "web" / page).read_bytes()
+
+
+def test_a_study_that_the_archive_does_not_have_is_listed_and_counted(pacs, studies, bundle, tmp_path):
+    """Exit code 3, a row with its UID, and the other study predicted."""
+    end = predicted(
+        bundle, tmp_path / "out", "--dicomweb", pacs, *named(studies[:1]), "--study", "1.2.999", "--json", "--no-report"
+    )
+    assert end.exit_code == 3
+    (row,) = rows_of(tmp_path / "out" / "rejected.csv")
+    assert (row["fate"], row["reason"], row["study_uid"]) == ("rejected", "not_fetched", "1.2.999")
+    assert row["file"] == short_hash(short_hash("1.2.999"))
+    said = json.loads(end.stdout)
+    assert (said["studies"], said["files"]) == (1, said["used"] + 1)
+    assert said["reasons"] == {"not_fetched": 1}
+
+
+def test_no_study_at_all_ends_with_4_and_says_why(pacs, bundle, tmp_path):
+    """The archive is there, and has none of them."""
+    end = predicted(bundle, tmp_path / "out", "--dicomweb", pacs, "--study", "1.2.998", "--study", "1.2.999")
+    assert end.exit_code == 4
+    assert "None of the 2 files is a usable CT slice" in end.stderr
+    assert [row["study_uid"] for row in rows_of(tmp_path / "out" / "rejected.csv")] == ["1.2.998", "1.2.999"]
+
+
+def test_a_slice_of_another_study_is_counted_as_lost_and_never_predicted(folder, studies, bundle, tmp_path):
+    """The study that was asked for has its own slices alone."""
+    parts = [(folder / f"{sop}.dcm").read_bytes() for sop in (*studies[0].sop_uids, studies[2].sop_uids[0])]
+    with serving(lambda r: r.say_json([]) if r.is_search else r.say_parts(*parts)) as (url, _):
+        end = predicted(bundle, tmp_path / "out", "--dicomweb", url, *named(studies[:1]), "--phi", "--no-report")
+    assert end.exit_code == 3
+    (study,) = rows_of(tmp_path / "out" / "studies.csv")
+    assert (study["study_uid"], study["slices"]) == (studies[0].study_uid, str(len(studies[0].sop_uids)))
+    assert study["lost_slices"] == "1"
+    (row,) = rows_of(tmp_path / "out" / "rejected.csv")
+    assert row["reason"] == "wrong_study"
+    assert row["file"].startswith(f"{short_hash(studies[0].study_uid)}/")
+
+
+def test_an_archive_that_cannot_be_asked_ends_with_6(bundle, tmp_path):
+    """It is neither the settings nor the disk."""
+    end = predicted(bundle, tmp_path / "out", "--dicomweb", f"http://127.0.0.1:{free_port()}/x", "--study", "1.2.3")
+    assert end.exit_code == 6
+    assert "cannot be reached (Connection refused)" in end.stderr
+    assert not (tmp_path / "out" / FETCHED).exists()
+
+
+def test_a_token_is_in_no_output(folder, studies, bundle, tmp_path, monkeypatch):
+    """Neither in a file, nor on the terminal, however the archive answers."""
+    monkeypatch.setenv(TOKEN, "hush-hush")
+    parts = [(folder / f"{sop}.dcm").read_bytes() for sop in studies[0].sop_uids]
+    echo = lambda r: r.say(403, r.headers["Authorization"].encode(), Warning=r.headers["Authorization"])  # noqa: E731
+    either = lambda r: r.say_parts(*parts) if f"/{studies[0].study_uid}" in r.path else echo(r)  # noqa: E731
+    with serving(either) as (url, seen):
+        end = predicted(bundle, tmp_path / "out", "--dicomweb", url, *named(studies[:2]), "--no-report")
+    assert end.exit_code == 3
+    assert {request.headers["Authorization"] for request in seen} == {"Bearer hush-hush"}
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"hush" not in written + end.output.encode()
+
+
+def test_features_of_an_archive_are_those_of_a_folder_and_are_known_again(pacs, folder, studies, tmp_path):
+    """What is in the store is not embedded anew; a study more is added."""
+    how = {"config": Config.model_validate(SETTINGS), "device": "cpu", "workers": 0}
+    uids = tuple(study.study_uid for study in studies)
+
+    def stored(name):
+        return {
+            path.name: path for path in (tmp_path / name).glob("*.safetensors") if not path.name.startswith("network")
+        }
+
+    extract_features(ArchivedStudies(pacs, uids[:-1]), tmp_path / "web", **how)
+    first = {name: path.stat().st_mtime_ns for name, path in stored("web").items()}
+    extract_features(ArchivedStudies(pacs, uids), tmp_path / "web", **how)
+    again = {name: path.stat().st_mtime_ns for name, path in stored("web").items()}
+    assert len(again) == len(first) + 1 == STUDIES
+    assert {name: again[name] for name in first} == first
+    extract_features(folder, tmp_path / "folder", **how)
+    assert sorted(p.read_bytes() for p in stored("web").values()) == sorted(
+        p.read_bytes() for p in stored("folder").values()
+    )
+
+
+@pytest.mark.parametrize("command", ["predict", "extract-features"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["--study", "1.2.3"],
+        ["--dicomweb", "https://pacs.example"],
+        ["in", "--dicomweb", "https://pacs.example", "--study", "1.2.3"],
+        ["in", "--study", "1.2.3"],
+    ],
+    ids=lambda given: " ".join(given) or "nothing",
+)
+def test_either_a_folder_or_an_archive_is_asked_for(command, given, tmp_path):
+    """Not both, not neither, not half of one."""
+    more = ["--bundle", "bundle"] if command == "predict" else []
+    end = run(command, *given, *more, "--out", tmp_path / "out")
+    assert end.exit_code == 2
+    assert "Give either DICOM, or --dicomweb URL and a --study UID or more." in end.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "uid", "told"),
+    [
+        ("pacs.example", "1.2.3", "is like https://pacs.example/dicom-web"),
+        ("https://me:hush@pacs.example", "1.2.3", "No name or password in the URL"),
+        ("https://pacs.example", "../../admin", "no Study Instance UID"),
+        ("https://pacs.example", "", "no Study Instance UID"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_before_anything_is_done(url, uid, told, bundle, tmp_path):
+    """Nothing is written, and nothing asked."""
+    end = predicted(bundle, tmp_path / "out", "--dicomweb", url, "--study", uid)
+    assert end.exit_code == 2
+    assert told in end.stderr
+    assert "hush" not in end.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_python_is_told_the_same(bundle, tmp_path):
+    """An archive without a study is a mistake too."""
+    with pytest.raises(UsageError, match="No study of the archive is named"):
+        predict(ArchivedStudies("https://pacs.example", ()), bundle, tmp_path / "out")
+
+
+def test_without_the_extra_it_is_named(bundle, tmp_path, monkeypatch):
+    """DICOMweb is optional, and nothing else needs it."""
+    monkeypatch.setitem(sys.modules, "dicomweb_client", None)
+    for name in ("ich_seq.archive", "ich_seq.dicomweb"):
+        monkeypatch.delitem(sys.modules, name)
+    end = predicted(bundle, tmp_path / "out", "--dicomweb", "https://pacs.example", "--study", "1.2.3")
+    assert end.exit_code == 2
+    assert "pip install 'ich-seq[pacs]'" in end.stderr
+
+
+# ---- results sent back --------------------------------------------------------------------------
+@pytest.fixture
+def done(tmp_path, monkeypatch, write_slice):
+    """A run of predict that is whole, with three DICOM results; returns its folder."""
+    out = tmp_path / "out"
+    (out / "sr").mkdir(parents=True)
+    for name in "abc":
+        write_slice(out / "sr" / f"{name}.dcm", stored=np.full((16, 16), ord(name)), StudyInstanceUID="1.2.20",
+                    SeriesInstanceUID="1.2.20.1", SOPInstanceUID=f"1.2.20.1.{ord(name)}")  # fmt: skip
+    counts = Counts(files=9, used=9, excluded=0, rejected=0, reasons={})
+    summary = PredictionSummary(out=out, studies=1, counts=counts, results=())
+    monkeypatch.setattr("ich_seq.prediction.predict", lambda *_, **__: summary)
+    return out
+
+
+def test_results_are_stored_in_the_archive(pacs, done, tmp_path, bundle):
+    """All three, once however often they are sent."""
+    for _ in range(2):
+        end = predicted(bundle, done, tmp_path, "--send", pacs, "--json")
+        assert end.exit_code == 0, end.output
+        assert json.loads(end.stdout)["sent"] == {"stored": 3, "refused": {}}
+    assert len(requests.get(f"{pacs}/studies/1.2.20/instances", timeout=60).json()) == 3
+
+
+def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bundle):
+    """The result is printed, each refused file named with its reason, and the others are stored."""
+
+    def answer(request):
+        failed = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0x0122]}}]}}
+        stored = {"00081199": {"vr": "SQ", "Value": [{}]}}
+        request.say_json(failed, 409) if len(request.seen) == 2 else request.say_json(stored)
+
+    with serving(answer) as (url, seen):
+        end = predicted(bundle, done, tmp_path, "--send", url)
+    assert end.exit_code == 6
+    assert end.stdout == f"1 studies, 9 slices -> {done}\n"
+    assert f"1 of 3 results were not stored; they are in {done}:" in end.stderr
+    assert "sr/b.dcm: The archive at" in end.stderr
+    assert "does not take this SOP class (reason 0122)" in end.stderr
+    assert len(seen) == 3
+    assert len([*(done / "sr").iterdir()]) == 3
+
+
+def test_a_url_to_send_to_is_checked_before_the_work(tmp_path, bundle, monkeypatch):
+    """Hours of it would be for nothing."""
+    monkeypatch.setattr("ich_seq.prediction.predict", lambda *_, **__: pytest.fail("it was begun"))
+    end = predicted(bundle, tmp_path / "out", tmp_path, "--send", "https://me:hush@pacs.example")
+    assert end.exit_code == 2
+    assert "No name or password in the URL" in end.stderr
+
+
+def test_nothing_to_send_is_told(done, tmp_path, bundle):
+    """A run without DICOM results has sent none, and must not look as if it had."""
+    for path in (done / "sr").iterdir():
+        path.unlink()
+    end = predicted(bundle, done, tmp_path, "--send", "https://pacs.example")
+    assert end.exit_code == 2
+    assert "holds no DICOM results to send" in end.stderr
+
+
+# ---- runs that are ended ------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_while_it_fetches_leaves_nothing_for_the_next(number, folder, studies, bundle, tmp_path):
+    """By SIGTERM the folder goes, within five seconds; after SIGKILL the next run clears it away, and is whole."""
+    out, parts = tmp_path / "out", [(folder / f"{sop}.dcm").read_bytes() for sop in studies[0].sop_uids]
+
+    def hang(request):
+        request.say_json([]) if request.is_search else request.server.ended.wait()
+
+    words = ["predict", "--study", studies[0].study_uid, "--bundle", str(bundle), "--out", str(out), "--workers", "0"]
+    with serving(hang) as (url, seen):
+        command = [sys.executable, "-m", "ich_seq.cli", *words, "--device", "cpu", "--dicomweb", url]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        until = time.monotonic() + 120
+        while len(seen) < 2 and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.05)
+        assert len(seen) == 2
+        assert (out / FETCHED).stat().st_mode & 0o777 == 0o700
+        began = time.monotonic()
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert time.monotonic() - began < 10
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert (out / FETCHED).exists() is (number == signal.SIGKILL)
+    with serving(lambda r: r.say_json([]) if r.is_search else r.say_parts(*parts)) as (url, _):
+        end = run(*words, "--device", "cpu", "--quiet", "--dicomweb", url)
+    assert end.exit_code == 0, end.output
+    assert not (out / FETCHED).exists()
+    assert len(rows_of(Path(out) / "slices.csv")) == len(parts)

@@ -64,9 +64,10 @@ _LAZY = {
 
 
 class IchSeqError(Exception):
-    """Base of all refusals. `exit_code` is what the command line ends with."""
+    """Base of all refusals. `exit_code` is what the command line ends with; what is `told` another process says."""
 
     exit_code = 2
+    told = False
 
 
 class UsageError(IchSeqError):

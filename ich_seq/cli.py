@@ -34,6 +34,7 @@ from ich_seq.commands import (
     send_option,
     send_results,
     settings,
+    speaks,
     telling,
     workers_option,
 )
@@ -120,8 +121,7 @@ def train_cnn(
     from ich_seq.figures import table
     from ich_seq.progress import shown
 
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes say nothing
-    with shown(quiet=quiet or not first) as progress:
+    with shown(quiet=quiet or not speaks()) as progress:
         summary = run(
             dicom,
             labels,
@@ -134,7 +134,7 @@ def train_cnn(
             phi=phi,
             progress=progress,
         )
-    if not first:
+    if not speaks():
         return
     name_unlabelled(summary.unlabelled)
     folds = ", ".join(map(str, summary.folds))
@@ -170,7 +170,7 @@ def extract_features(
 
     DICOM is searched with all its subfolders; files may have any name, and the studies may lie mixed in
     one folder. With --dicomweb studies are fetched from an archive instead. Writes a feature store; a broken run is
-    taken up where it ended.
+    taken up where it ended. Under torchrun the processes share out the studies.
 
     \b
     ich-seq extract-features stage_2_train --cnn cnn --out features
@@ -180,7 +180,7 @@ def extract_features(
     from ich_seq.extraction import extract_features as run
     from ich_seq.progress import shown
 
-    with shown(quiet=quiet) as progress:
+    with shown(quiet=quiet or not speaks()) as progress:
         summary = run(
             source,
             out,
@@ -192,6 +192,8 @@ def extract_features(
             phi=phi,
             progress=progress,
         )
+    if not speaks():
+        return
     if summary.in_sample:
         click.echo(
             f"{summary.in_sample} studies could only be embedded by a network that learnt from their patients; "
@@ -282,7 +284,8 @@ def predict(
     """Give every slice and study its six probabilities: of a folder, DICOM, or of an archive, --dicomweb.
 
     Writes report.html (a worklist, and a page a study with its key slices), studies.csv (likeliest first), slices.csv
-    (feet to head), submission.csv (Kaggle's form), rejected.csv (files not used, and why) and run.json.
+    (feet to head), submission.csv (Kaggle's form), rejected.csv (files not used, and why) and run.json. Under torchrun
+    the processes share out the studies.
 
     \b
     ich-seq predict /data/incoming --bundle bundle --out results
@@ -291,7 +294,7 @@ def predict(
     from ich_seq.prediction import predict as run
     from ich_seq.progress import shown
 
-    with shown(quiet=quiet) as progress:
+    with shown(quiet=quiet or not speaks()) as progress:
         summary = run(
             source,
             bundle,
@@ -303,8 +306,9 @@ def predict(
             phi=phi,
             progress=progress,
         )
-    sent, trouble = ({}, None) if send is None else send_results(send, out)
-    finish_reading(summary, counted(summary), sent, as_json=as_json, trouble=trouble)
+    if speaks():
+        sent, trouble = ({}, None) if send is None else send_results(send, out)
+        finish_reading(summary, counted(summary), sent, as_json=as_json, trouble=trouble)
 
 
 @cli.command()

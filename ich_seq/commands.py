@@ -74,6 +74,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except IchSeqError as refusal:
+            if refusal.told:
+                ctx.exit(refusal.exit_code)
             raise Refusal(refusal) from refusal
         except PermissionError as error:  # of a look at something below a folder that is closed to us
             raise Refusal(UsageError(f"{error.filename} cannot be read: {error.strerror}.")) from error
@@ -200,6 +202,11 @@ def read_source(dicom: Path | None, dicomweb: str | None, studies: tuple[str, ..
     from ich_seq.sources import ArchivedStudies
 
     return ArchivedStudies(dicomweb, studies)
+
+
+def speaks() -> bool:
+    """Tell whether this process shows progress and prints the result: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def read_config(path: Path | None, overrides: tuple[str, ...]) -> Config:

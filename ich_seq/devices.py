@@ -57,7 +57,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def choose_workers(wanted: int | None) -> int:
-    """Return how many workers were asked for, or for None one for each core that this process may use."""
+    """Return how many workers were asked for, or for None one for each core that this process may use.
+
+    The processes that torchrun started on one machine (environment LOCAL_WORLD_SIZE) share its cores.
+    """
     if wanted is not None:
         return wanted
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,26 +1,46 @@
-"""Several processes that train one network, started by `torchrun`; one process is a group of one."""
+"""Several processes that train one network, or share out studies, started by `torchrun`; one is a group of one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from ich_seq import IchSeqError, OutputError
+from ich_seq.devices import choose_device
+
 Part = TypeVar("Part")
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(days=7)
+"""How long processes that share out studies wait for the slowest: torchrun notices a dead one, not a clock."""
+
+POLL_S = 0.02
+AT_ONCE = 4096
+"""Objects that travel in one message: a million headers would not fit into one beside what it is made of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process among `size` of them; `rank` 0 alone writes files."""
+    """This process among `size` of them; where they train one network, `rank` 0 alone writes files.
+
+    `talk` is what processes that share out studies speak over. Their calls raise OutputError where another process
+    has ended, and hear signals while they wait.
+    """
 
     rank: int = 0
     size: int = 1
+    talk: dist.ProcessGroup | None = None
 
     @property
     def writes(self) -> bool:
@@ -29,8 +49,19 @@ class Group:
 
     def wait(self) -> None:
         """Let all processes reach this point."""
-        if self.size > 1:
+        if self.talk is not None:
+            self._meet()
+        elif self.size > 1:
             dist.barrier()
+
+    def _meet(self) -> None:
+        """Wait for all with an ear for signals, which no call into gloo has: what follows then takes no longer than
+        its bytes."""
+        with _peers_missed():
+            barrier = dist.barrier(self.talk, async_op=True)
+            while not barrier.is_completed():
+                time.sleep(POLL_S)
+            barrier.wait()
 
     def mean(self, value: float, device: torch.device) -> float:
         """Return the mean over all processes of a number that each holds, the same to each."""
@@ -51,8 +82,93 @@ class Group:
         if self.size == 1:
             return [part]
         parts: list[Part | None] = [None] * self.size
-        dist.all_gather_object(parts, part)
+        if self.talk is None:
+            dist.all_gather_object(parts, part)
+        else:
+            self._meet()
+            with _peers_missed():
+                dist.all_gather_object(parts, part, self.talk)
         return [p for p in parts if p is not None]
+
+    def agree(self, work: Callable[[], Value]) -> Value:
+        """Let each process do some work and return its own result; where one refuses, all do.
+
+        Raises the refusal of the lowest rank in every process, `told` in all but the first, which names the process
+        that it is of.
+        """
+        if self.size == 1:
+            return work()
+        value, refusal = _attempted(work)
+        heard = self.gather((refusal, socket.gethostname()))
+        for rank, (refused, host) in enumerate(heard):
+            if refused is not None:
+                error = refused if rank == 0 else type(refused)(f"Process {rank}, on {host}: {refused}")
+                error.told = self.rank > 0
+                raise error
+        return value  # type: ignore[return-value]  # None only beside a refusal
+
+    def lead(self, work: Callable[[], Value]) -> Value:
+        """Let the first process do some work and give its result, or its refusal, to every process."""
+        if self.size == 1:
+            return work()
+        said = [_attempted(work) if self.rank == 0 else (None, None)]
+        self._meet()
+        with _peers_missed():
+            dist.broadcast_object_list(said, 0, self.talk)
+        value, refusal = said[0]
+        if refusal is not None:
+            refusal.told = self.rank > 0
+            raise refusal
+        return value  # type: ignore[return-value]  # None only beside a refusal
+
+    def collect(self, items: Sequence[Part]) -> list[Part]:
+        """Bring to the first process what all hold, rank by rank; the others get nothing."""
+        if self.size == 1:
+            return list(items)
+        parts: list[list[Part]] = [[] for _ in range(self.size)]
+        for start in range(0, max(self.gather(len(items))), AT_ONCE):
+            heard: list[Sequence[Part]] | None = [()] * self.size if self.writes else None
+            with _peers_missed():
+                dist.gather_object(items[start : start + AT_ONCE], heard, 0, self.talk)
+            for part, more in zip(parts, heard or (), strict=False):
+                part.extend(more)
+        return [item for part in parts for item in part]
+
+    def deal(self, parts: Sequence[Sequence[Part]], at_once: int = AT_ONCE) -> list[Part]:
+        """Give each process its part, of those that the first one has; `at_once` items of each travel together."""
+        if self.size == 1:
+            return list(parts[0])
+        dealt: list[Part] = []
+        for start in range(0, self.lead(lambda: max(map(len, parts))), at_once):
+            mine: list[Sequence[Part]] = [()]
+            with _peers_missed():
+                some = [part[start : start + at_once] for part in parts] if self.writes else None
+                dist.scatter_object_list(mine, some, 0, self.talk)
+            dealt.extend(mine[0])
+        return dealt
+
+
+ALONE = Group()
+
+
+def _attempted(work: Callable[[], Value]) -> tuple[Value | None, IchSeqError | None]:
+    """Return what came of some work, or why it was refused."""
+    try:
+        return work(), None
+    except IchSeqError as refusal:
+        return None, refusal
+
+
+@contextmanager
+def _peers_missed() -> Iterator[None]:
+    """Turn what gloo says of a connection that is closed into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OutputError(
+            "Another process of this run has ended or cannot be reached: see what it said. Started again, by torchrun "
+            "or by you, extract-features goes on where it ended and predict begins anew."
+        ) from error
 
 
 @contextmanager
@@ -68,6 +184,53 @@ def joined_group(device: torch.device) -> Iterator[Group]:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def working_group() -> Iterator[Group]:
+    """Join the processes that torchrun started to share out studies: by gloo, as they exchange no tensors of a GPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Group()
+        return
+    talk = _joined()
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size(), talk)
+    finally:
+        dist.destroy_process_group()
+
+
+def _joined() -> dist.ProcessGroup:
+    """Join by a thread of its own, as nothing interrupts one that waits for others to join."""
+    joined: list[dist.ProcessGroup] = []
+    failures: list[Exception] = []
+
+    def join() -> None:
+        try:
+            dist.init_process_group("gloo")
+            joined.append(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE)))  # of all
+        except Exception as error:  # whatever sockets and stores raise
+            failures.append(error)
+
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    while joining.is_alive():
+        joining.join(POLL_S)
+    for failure in failures:
+        raise OutputError(f"The processes that torchrun started do not reach each other: {failure}") from failure
+    return joined[0]
+
+
+def own_device(name: str) -> torch.device:
+    """Return the device that a process shares studies out to; torchrun's, on CUDA, take the GPUs of a machine in turn.
+
+    Raises UsageError as `choose_device` does.
+    """
+    device = choose_device(name)
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(own)  # else each would hold a context, of some 500 MB, on the first one too
+    return own
 
 
 def local_device(device: torch.device) -> torch.device:

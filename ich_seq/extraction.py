@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,25 +14,20 @@ from numpy.typing import NDArray
 from ich_seq import NothingUsableError, __version__, windows
 from ich_seq.cnn_run import load_run
 from ich_seq.config import Config
-from ich_seq.devices import choose_device, choose_workers, keep_memory
+from ich_seq.devices import choose_workers, keep_memory
+from ich_seq.distributed import ALONE, Group, own_device, working_group
 from ich_seq.encoder import EncoderSpec, build_encoder, save_encoder
 from ich_seq.engines import Embedded, Embedder, Execution
-from ich_seq.files import locked_folder, short_hash, spare_others, write_bytes
+from ich_seq.files import short_hash, spare_others, write_bytes
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.progress import Progress, silent
 from ich_seq.readers import read_ahead, write_behind
 from ich_seq.reasons import Refused, Unused, unused_csv
+from ich_seq.shared_folder import Turn, held_together
+from ich_seq.shared_search import deal_studies
 from ich_seq.sources import Source, check_source, found_studies
-from ich_seq.store import MANIFEST, REJECTED, StoreWriter, StudyFeatures, encoder_file
-from ich_seq.studies import (
-    Counts,
-    Findings,
-    Geometry,
-    Study,
-    account,
-    common_normal,
-    describe,
-)
+from ich_seq.store import MANIFEST, REJECTED, StoreWriter, StudyFeatures, encoder_file, part_journal
+from ich_seq.studies import Counts, Findings, Geometry, Study, account, common_normal, describe
 
 Images = NDArray[np.float32]
 Pixels = tuple[Images, list[int], list[Unused]]
@@ -101,13 +96,25 @@ def extract_features(
     the bytes written do not depend on them. rejected.csv names files only where `phi` asks for it, else by a
     hash. Raises NothingUsableError if no slice is usable
     (rejected.csv then says why), OutputError if `out` cannot be written or another process holds it.
+
+    Started by torchrun, the processes share out the studies; a folder and `out` must be the same for all, and
+    what is left in `out` is the same too.
     """
     out, config = Path(out), config or Config()
+    workers = choose_workers(workers)
+    with working_group() as group:
+        networks = group.agree(lambda: _ready(source, out, config, device, cnn, engine))
+        return fill_store(source, out, networks, workers=workers, phi=phi, progress=progress, group=group)
+
+
+def _ready(
+    source: Source, out: Path, config: Config, device: str, cnn: str | Path | None, engine: str | None
+) -> Networks:
+    """Check what is given, as far as one process can, and make the networks ready."""
     check_source(source, out)
     spare_others(out, MANIFEST)
     keep_memory()
-    networks = open_networks(config, choose_device(device), cnn=cnn, engine=engine)
-    return fill_store(source, out, networks, workers=choose_workers(workers), phi=phi, progress=progress)
+    return open_networks(config, own_device(device), cnn=cnn, engine=engine)
 
 
 def open_networks(
@@ -122,19 +129,44 @@ def open_networks(
 
 
 def fill_store(
-    source: Source, out: Path, networks: Networks, *, workers: int, phi: bool = False, progress: Progress
+    source: Source,
+    out: Path,
+    networks: Networks,
+    *,
+    workers: int,
+    phi: bool = False,
+    progress: Progress,
+    group: Group = ALONE,
 ) -> ExtractionSummary:
-    """Embed every slice of `source` by networks that are ready, into the store `out`."""
+    """Embed every slice of `source` by networks that are ready, into the store `out`, a share of it by this process.
+
+    Raises, in every process of the group, as `extract_features` does.
+    """
     with (
-        locked_folder(out),
-        found_studies(source, out, workers=workers, hide_names=not phi, progress=progress) as findings,
+        held_together(out, group) as turn,
+        found_studies(source, out, group, workers=workers, hide_names=not phi, progress=progress) as findings,
     ):
-        writer = StoreWriter(out, _fingerprint(networks))
-        for number, embedder in networks.embedders.items():
-            save_encoder(embedder.encoder, out / encoder_file(number))
+        writer = group.agree(lambda: _open(turn, networks))
         keys = {study.uid: _row_keys(study, networks) for study in findings.studies}
-        refused = _grow(writer, findings, keys, networks, workers, progress)
-        return _close(writer, findings, keys, refused, networks)
+        missing = {s.uid: s for s in findings.studies if not all(writer.has(key) for key in keys[s.uid])}
+        weights = {uid: len(keys[uid]) * len(study.slices) for uid, study in missing.items()}
+        share = deal_studies(missing, weights, group)
+        done = len(findings.studies) - len(missing)
+        refused = group.collect(_grow(writer, turn, share, networks, workers, partial(_from, progress, done)))
+        rows = group.collect(writer.added())
+        group.lead(lambda: writer.take(rows, [part_journal(turn.name, rank) for rank in range(1, group.size)]))
+        return group.lead(lambda: _close(writer, findings, keys, refused, networks))
+
+
+def _open(turn: Turn, networks: Networks) -> StoreWriter:
+    """Take up the store, as the first process of a group, or make ready to add to it."""
+    group, fingerprint = turn.group, _fingerprint(networks)
+    if not group.writes:
+        return StoreWriter(turn.folder, fingerprint, part=part_journal(turn.name, group.rank))
+    writer = StoreWriter(turn.folder, fingerprint)
+    for number, embedder in networks.embedders.items():
+        save_encoder(embedder.encoder, turn.folder / encoder_file(number))
+    return writer
 
 
 def _fingerprint(networks: Networks) -> str:
@@ -148,28 +180,26 @@ def _execution(networks: Networks) -> Execution:
 
 
 def _grow(
-    writer: StoreWriter,
-    findings: Findings,
-    keys: RowKeys,
-    networks: Networks,
-    workers: int,
-    progress: Progress,
+    writer: StoreWriter, turn: Turn, studies: Sequence[Study], networks: Networks, workers: int, progress: Progress
 ) -> list[Unused]:
-    """Bring every study that is not there yet into the store; return the slices that could not be read."""
-    missing = [s for s in findings.studies if not all(writer.has(key) for key in keys[s.uid])]
+    """Bring studies into the store; return the slices that could not be read."""
     refused: list[Unused] = []
 
     def write(embedded: EmbeddedStudy) -> None:
+        turn.check()
         whole, geometry = not embedded.refused, asdict(embedded.geometry)
-        for key, features in zip(keys[embedded.study.uid], embedded.features, strict=False):
+        for key, features in zip(_row_keys(embedded.study, networks), embedded.features, strict=False):
             writer.add(key, features, geometry, whole=whole, in_sample=embedded.in_sample)
 
-    done = len(findings.studies) - len(missing)
-    for embedded in write_behind(write, embed_studies(missing, networks, workers=workers)):
+    for done, embedded in enumerate(write_behind(write, embed_studies(studies, networks, workers=workers)), start=1):
         refused.extend(embedded.refused)
-        done += 1
-        progress("embedding studies", done, len(findings.studies))
+        progress("embedding studies", done, len(studies))
     return refused
+
+
+def _from(progress: Progress, before: int, stage: str, done: int, total: int) -> None:
+    """Report progress of a stage of which so much was there before."""
+    progress(stage, before + done, before + total)
 
 
 def _row_keys(study: Study, networks: Networks) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
-from ich_seq.devices import choose_device, choose_workers, keep_memory
+from ich_seq.devices import choose_workers, keep_memory
+from ich_seq.distributed import own_device, working_group
 from ich_seq.extraction import EmbeddedStudy, Networks, embed_studies
-from ich_seq.files import locked_folder, remove, sha256_file, spare_others, write_bytes, write_json
+from ich_seq.files import remove, sha256_file, spare_others, write_bytes, write_json
+from ich_seq.prediction_parts import Case, Predicted, cases_of, clear_parts, through_parts
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
 from ich_seq.report import (
@@ -23,9 +23,12 @@ from ich_seq.report import (
     StudyPrediction,
     StudyResult,
     said_of_study,
+    slice_table_rows,
     slice_tables,
     write_studies,
 )
+from ich_seq.shared_folder import Turn, held_together
+from ich_seq.shared_search import deal_studies
 from ich_seq.sources import Source, check_source, found_studies
 from ich_seq.store import REJECTED
 from ich_seq.studies import Counts, Findings, Study, account
@@ -67,62 +70,101 @@ def predict(
     runs them, if not what did then. Patients are numbered and files known by a hash; Patient IDs
     and file names are written only where `phi` asks for them. Raises NothingUsableError if no slice is usable
     (rejected.csv then says why), ArtefactError for a damaged bundle, OutputError if `out` cannot be written.
+
+    Started by torchrun, the processes share out the studies; a folder and `out` must be the same for all, and
+    what is left in `out` is the same too.
     """
     bundle, out = Path(bundle), Path(out)
     workers = choose_workers(workers)
+    with working_group() as group:
+        loaded = group.agree(lambda: _ready(source, bundle, out, device, engine))
+        with held_together(out, group) as turn:
+            pages = StudyPages(out, loaded)
+            group.lead(lambda: _clear(out, pages))
+            with found_studies(source, out, group, workers=workers, hide_names=not phi, progress=progress) as findings:
+                cases = deal_studies(cases_of(findings), {s.uid: len(s.slices) for s in findings.studies}, group)
+                refused: list[Unused] = []
+                done = _predict_cases(cases, loaded, turn, pages if report else None, refused, workers, phi, progress)
+                if group.size > 1:
+                    done = through_parts(done, turn)
+                    refused = group.collect(refused)
+                return group.lead(
+                    lambda: _write_results(out, done, findings, refused, loaded, pages if report else None)
+                )
+
+
+def _ready(source: Source, bundle: Path, out: Path, device: str, engine: str | None) -> Bundle:
+    """Check what is given, as far as one process can, and make the bundle ready."""
     check_source(source, out)
     spare_others(out, SLICES)
     keep_memory()
-    loaded = load_bundle(bundle, choose_device(device), engine)
-    with locked_folder(out), ExitStack() as held:
-        # what an older run left is no result of this one; first goes what vouches, then the table that readers ask for
-        remove(out / name for name in (RUN, SLICES, STUDIES, SUBMISSION, REJECTED))
-        pages = StudyPages(out, loaded)
-        pages.clear()
-        studies = found_studies(source, out, workers=workers, hide_names=not phi, progress=progress)
-        findings = held.enter_context(studies)
-        refused: list[Unused] = []
-        with slice_tables(out) as write_slices:
-            results = []
-            for study, prediction in _predict_studies(findings, loaded, workers, progress, refused, phi):
-                write_slices(prediction)
-                if report:
-                    pages.write_study(study, prediction)
-                results.append(prediction.result)
-            unused, counts = account(findings, refused)
-            write_bytes(out / REJECTED, unused_csv(unused))
-            if not results:
-                raise NothingUsableError(
-                    f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}."
-                )
-            write_studies(out / STUDIES, results)  # before slices.csv, which makes the folder readable
-        if report:
-            pages.write_worklist(results, counts)
-        _write_record(out, len(results), loaded, counts)
+    return load_bundle(bundle, own_device(device), engine)
+
+
+def _clear(out: Path, pages: StudyPages) -> None:
+    """Remove what an older run left, as it is no result of this one.
+
+    First goes what vouches, then the table that readers ask for.
+    """
+    remove(out / name for name in (RUN, SLICES, STUDIES, SUBMISSION, REJECTED))
+    pages.clear()
+    clear_parts(out)
+
+
+def _write_results(
+    out: Path,
+    predicted: Iterable[Predicted],
+    findings: Findings,
+    refused: list[Unused],
+    bundle: Bundle,
+    pages: StudyPages | None,
+) -> PredictionSummary:
+    """Write the tables, what was not used and, last, the record; `refused` grows while studies are predicted."""
+    with slice_tables(out) as write_slices:
+        results = []
+        for study in predicted:
+            write_slices(study.rows)
+            results.append(study.result)
+        unused, counts = account(findings, refused)
+        write_bytes(out / REJECTED, unused_csv(unused))
+        if not results:
+            raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}.")
+        write_studies(out / STUDIES, results)  # before slices.csv, which makes the folder readable
+    if pages is not None:
+        pages.write_worklist(results, counts)
+    _write_record(out, len(results), bundle, counts)
     return PredictionSummary(out=out, studies=len(results), counts=counts, results=tuple(results))
 
 
-def _predict_studies(
-    findings: Findings, bundle: Bundle, workers: int, progress: Progress, refused: list[Unused], phi: bool
-) -> Iterator[tuple[Study, StudyPrediction]]:
-    """Yield the studies with their predictions in order; slices that cannot be read go to `refused`."""
-    lost = Counter(u.study_uid for u in findings.unused if u.fate == "rejected")
+def _predict_cases(
+    cases: Sequence[Case],
+    bundle: Bundle,
+    turn: Turn,
+    pages: StudyPages | None,
+    refused: list[Unused],
+    workers: int,
+    phi: bool,
+    progress: Progress,
+) -> Iterator[Predicted]:
+    """Yield the studies as they are predicted, in order; slices that cannot be read go to `refused`."""
     networks = Networks(bundle.embedders, lambda patient_key, study_uid: (tuple(bundle.embedders), False))
-    embedded = embed_studies(findings.studies, networks, workers=workers)
-    patients: dict[str, int] = {}
-    for done, item in enumerate(embedded, start=1):
+    embedded = embed_studies([case.study for case in cases], networks, workers=workers)
+    for done, (case, item) in enumerate(zip(cases, embedded, strict=True), start=1):
         refused.extend(item.refused)
         if item.features:
-            number = patients.setdefault(item.study.patient_id, len(patients) + 1)
-            yield item.study, _prediction(item, bundle, number, lost[item.study.uid], phi)
-        progress("predicting studies", done, len(findings.studies))
+            turn.check()
+            prediction = _prediction(item, bundle, case, phi)
+            if pages is not None:
+                pages.write_study(case.study, prediction)
+            yield Predicted(place=case.place, result=prediction.result, rows=slice_table_rows(prediction))
+        progress("predicting studies", done, len(cases))
 
 
-def _prediction(item: EmbeddedStudy, bundle: Bundle, patient: int, lost: int, phi: bool) -> StudyPrediction:
+def _prediction(item: EmbeddedStudy, bundle: Bundle, case: Case, phi: bool) -> StudyPrediction:
     beside, features = bundle.beside(item.features), item.features[0]
     result = StudyResult(
         study_uid=item.study.uid,
-        patient=patient,
+        patient=case.patient,
         patient_id=_patient_id(item.study) if phi else None,
         matrix=item.study.matrix,
         scanner=item.study.scanner,
@@ -130,7 +172,7 @@ def _prediction(item: EmbeddedStudy, bundle: Bundle, patient: int, lost: int, ph
         span_mm=float(features.positions_mm[-1] - features.positions_mm[0]),
         said=said_of_study(beside),
         geometry=item.geometry,
-        lost_slices=len(item.refused) + lost,
+        lost_slices=len(item.refused) + case.lost,
         novelty=bundle.novelty(item.features),
     )
     return StudyPrediction(result=result, sop_uids=features.sop_uids, positions_mm=features.positions_mm, beside=beside)

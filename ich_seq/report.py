@@ -97,22 +97,32 @@ def _study_row(r: StudyResult, asked: bool) -> list[str | float | None]:
 
 
 @contextmanager
-def slice_tables(out: Path) -> Iterator[Callable[[StudyPrediction], None]]:
-    """Give what writes the slices of a study, feet to head, into slices.csv and Kaggle's submission.csv.
+def slice_tables(out: Path) -> Iterator[Callable[[Mapping[str, bytes]], None]]:
+    """Give what writes the rows of a study, as `slice_table_rows` has them, into slices.csv and submission.csv.
 
-    Both are there once the block ends well; nothing of a study stays in memory. slices.csv has a row a slice: position,
-    probabilities, and those of the blend's parts. submission.csv has `ID,Label`, ID = <SOP>_<subtype>, six rows a
-    slice, clipped.
+    Both are there once the block ends well; nothing of a study stays in memory.
     """
     with growing_file(out / SLICES) as slices, growing_file(out / SUBMISSION) as submission:
         slices(csv_rows([["study_uid", "sop_uid", "position_mm", *LABELS, *PART_COLUMNS]]))
         submission(csv_rows([["ID", "Label"]]))
 
-        def write(p: StudyPrediction) -> None:
-            slices(csv_rows(_slice_rows(p), DECIMALS))
-            submission(csv_rows(_submission_rows(p), DECIMALS))
+        def write(rows: Mapping[str, bytes]) -> None:
+            slices(rows[SLICES])
+            submission(rows[SUBMISSION])
 
         yield write
+
+
+def slice_table_rows(p: StudyPrediction) -> dict[str, bytes]:
+    """Return what the slices of a study, feet to head, are in slices.csv and in Kaggle's submission.csv, by its name.
+
+    slices.csv has a row a slice: position, probabilities, and those of the blend's parts. submission.csv has
+    `ID,Label`, ID = <SOP>_<subtype>, six rows a slice, clipped.
+    """
+    return {
+        SLICES: csv_rows(_slice_rows(p), DECIMALS),
+        SUBMISSION: csv_rows(_submission_rows(p), DECIMALS),
+    }
 
 
 def _slice_rows(p: StudyPrediction) -> Iterator[list[str | float | None]]:

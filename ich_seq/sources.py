@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ich_seq import UsageError
 from ich_seq.dicom import UID_FORM
+from ich_seq.distributed import Group
 from ich_seq.files import short_hash
 from ich_seq.progress import Progress
-from ich_seq.studies import Findings, check_input, find_studies, list_files
+from ich_seq.reasons import Unused
+from ich_seq.shared_search import find_together
+from ich_seq.studies import Findings, check_input, list_files
 from ich_seq.tables import printable
+
+if TYPE_CHECKING:
+    from ich_seq.dicomweb import Fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +52,36 @@ def check_source(source: Source, out: Path) -> None:
 
 @contextmanager
 def found_studies(
-    source: Source, out: Path, *, workers: int, hide_names: bool, progress: Progress
+    source: Source, out: Path, group: Group, *, workers: int, hide_names: bool, progress: Progress
 ) -> Iterator[Findings]:
     """Give the studies of a source; files that were fetched for it are there as long as the block runs.
 
+    The processes of a group share the reading, the first fetches, and it alone has the findings in the end.
+
     `out` is held by this process, and passed over where it lies in a folder of the source. A study that an archive does
     not send counts as a file, as a folder does that cannot be listed. Raises as `studies.find_studies` and
-    `dicomweb.fetched` do.
+    `dicomweb.fetched` do, in every process.
     """
+    find = partial(find_together, group=group, workers=workers, hide_names=hide_names, progress=progress)
     if not isinstance(source, ArchivedStudies):
-        yield find_studies(Path(source), skip=out, workers=workers, hide_names=hide_names, progress=progress)
+        yield find(Path(source), skip=out)
         return
+    with ExitStack() as held:
+        arrived = group.lead(lambda: held.enter_context(_fetched(source, out, progress)))
+        found = Findings((), (), 0)
+        if group.lead(lambda: bool(list_files(arrived.folder))):
+            found = find(arrived.folder, skip=None)
+        yield _with_unsent(found, arrived.unused, hide_names) if group.writes else found
+
+
+def _fetched(source: ArchivedStudies, out: Path, progress: Progress) -> AbstractContextManager[Fetched]:
     from ich_seq.dicomweb import fetched
 
-    with fetched(source.url, source.study_uids, out, progress=progress) as arrived:
-        found = Findings((), (), 0)
-        if list_files(arrived.folder):
-            found = find_studies(arrived.folder, workers=workers, hide_names=hide_names, progress=progress)
-        named = [replace(u, file=short_hash(u.file)) if hide_names else u for u in arrived.unused]
-        unused = tuple(sorted([*found.unused, *named], key=lambda u: u.file))
-        yield replace(found, unused=unused, n_files=found.n_files + len(named))
+    return fetched(source.url, source.study_uids, out, progress=progress)
+
+
+def _with_unsent(found: Findings, unsent: Sequence[Unused], hide_names: bool) -> Findings:
+    """Return what was found with what an archive did not send among it."""
+    named = [replace(u, file=short_hash(u.file)) if hide_names else u for u in unsent]
+    unused = tuple(sorted([*found.unused, *named], key=lambda u: u.file))
+    return replace(found, unused=unused, n_files=found.n_files + len(named))

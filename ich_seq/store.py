@@ -14,11 +14,15 @@ rows for which only a network was at hand that did learn from the patient.
 
 `.journal.jsonl` remembers finished studies while a store grows; `.lock` keeps a second process out.
 A study counts as finished when the journal names it and its file has the journalled size and hash.
+Where a group grows a store, each process but the first has a journal of its own beside it,
+`.journal-<turn>-<rank>.jsonl`: no file has two writers. Whoever opens the store next, a group of any size, takes up
+all of them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -52,6 +56,9 @@ SCHEMA = "ich-seq features 2"
 MANIFEST, STUDIES, REJECTED, JOURNAL = "manifest.json", "studies.parquet", "rejected.csv", ".journal.jsonl"
 INDEX_COLUMNS = ("study_uid", "patient_key", "network", "in_sample", "slices", "file", "bytes", "sha256", "whole")
 """First columns of the index; the geometry's follow by name, as a resumed row has lost its own order."""
+
+PART_JOURNAL = re.compile(r"\.journal-[0-9a-f]{16}-[0-9]+\.jsonl")
+"""The journals of the other processes of a group."""
 
 HEADER_KEY = "ich_seq"
 """All text of a study file sits under this one key: safetensors writes several in random order."""
@@ -164,21 +171,31 @@ class StoreWriter:
     """Grows a store study by study, and picks up where a broken run left off.
 
     Studies are known by a key that stands for their input files; `fingerprint` is the encoder's, and
-    what another encoder left in the folder is not taken up.
+    what another encoder left in the folder is not taken up. With `part`, the name of a journal of its own, it only adds
+    to a store that the first process of its group has opened, and closes.
     """
 
-    def __init__(self, root: Path, fingerprint: str) -> None:
+    def __init__(self, root: Path, fingerprint: str, *, part: str | None = None) -> None:
         self.root, self.fingerprint = root, fingerprint
-        journalled: set[str] = set()
-        rows = list(self._finished(journalled))
-        self._files = {row["key"]: row["file"] for row in rows}  # a night's run holds no more than this of its studies
-        remove([root / MANIFEST])  # the store is not whole from here on
-        self._remove_all_but_rows(journalled)
-        self._write_journal(rows)
+        self._journal = root / (part or JOURNAL)
+        self._files: dict[str, str] = {}  # a night's run holds no more than this of its studies
+        if part is None:
+            self._take_up()
 
-    def _finished(self, journalled: set[str]) -> Iterator[dict[str, Any]]:
-        """Yield the journalled studies whose file is whole, and gather the files of all."""
-        for row in self._read_journal():
+    def _take_up(self) -> None:
+        """Go on with what is there, in one journal."""
+        parts = sorted(path for path in self.root.glob(".journal-*") if PART_JOURNAL.fullmatch(path.name))
+        journalled: set[str] = set()
+        rows = {row["key"]: row for path in (self._journal, *parts) for row in self._finished(path, journalled)}
+        self._files = {key: row["file"] for key, row in rows.items()}
+        remove([self.root / MANIFEST])  # the store is not whole from here on
+        self._remove_all_but_rows(journalled)
+        self._write_journal(rows.values())
+        remove(parts)
+
+    def _finished(self, journal: Path, journalled: set[str]) -> Iterator[dict[str, Any]]:
+        """Yield the studies of a journal whose file is whole, and gather the files of all."""
+        for row in _read_journal(journal):
             try:
                 check_journalled(row)
                 if row["file"] != study_file(row["study_uid"], row["network"]):
@@ -191,18 +208,8 @@ class StoreWriter:
             if unharmed and row["whole"] and row["fingerprint"] == self.fingerprint:
                 yield row
 
-    def _read_journal(self) -> Iterator[Any]:
-        """Yield the journal's rows, whatever they hold; a torn last line is a study that never was."""
-        try:
-            lines = read_whole(self.root / JOURNAL).decode(errors="replace").splitlines()
-        except OSError:  # none yet, or what is none
-            return
-        for line in lines:
-            with suppress(ValueError):
-                yield parse_json(line)
-
     def _write_journal(self, rows: Iterable[dict[str, Any]]) -> None:
-        write_bytes(self.root / JOURNAL, "".join(f"{_line(row)}\n" for row in rows).encode())
+        write_bytes(self._journal, "".join(f"{_line(row)}\n" for row in rows).encode())
 
     def _remove_all_but_rows(self, journalled: set[str]) -> None:
         """Remove files of ours that no row is left of, while the journal still tells that they are ours."""
@@ -236,8 +243,19 @@ class StoreWriter:
             **geometry,
         }
         write_bytes(self.root / row["file"], data)
-        append_line(self.root / JOURNAL, _line(row))
+        append_line(self._journal, _line(row))
         self._files[key] = row["file"]
+
+    def added(self) -> list[dict[str, Any]]:
+        """Return what this process has journalled on its own, for the first one to take; nothing if it is that."""
+        return [] if self._journal.name == JOURNAL else self._journalled()
+
+    def take(self, rows: Sequence[dict[str, Any]], parts: Iterable[str]) -> None:
+        """Journal what the other processes have `added`, and remove their journals, the `parts`."""
+        if rows:
+            append_line(self._journal, "\n".join(map(_line, rows)))
+        self._files |= {row["key"]: row["file"] for row in rows}
+        remove(self.root / part for part in parts)
 
     def close(self, keys: Sequence[str], rejected: bytes, encoders: Sequence[str], facts: dict[str, Any]) -> None:
         """Write the index, the list of unused files and, last, the manifest that makes the store whole.
@@ -262,11 +280,32 @@ class StoreWriter:
         """Return rows as they were journalled, and remove the files of all others."""
         journalled = set(self._files.values())
         self._files = {key: self._files[key] for key in keys if key in self._files}
-        rows = {row["key"]: row for row in self._read_journal()}
-        if missing := self._files.keys() - rows.keys():
-            raise OutputError(f"{len(missing)} studies are gone from {self.root / JOURNAL}: it was changed meanwhile.")
+        rows = self._journalled()
         self._remove_all_but_rows(journalled)
+        return rows
+
+    def _journalled(self) -> list[dict[str, Any]]:
+        """Return the rows of this run as they were journalled."""
+        rows = {row["key"]: row for row in _read_journal(self._journal)}
+        if missing := self._files.keys() - rows.keys():
+            raise OutputError(f"{len(missing)} studies are gone from {self._journal}: it was changed meanwhile.")
         return [rows[key] for key in self._files]
+
+
+def part_journal(turn: str, rank: int) -> str:
+    """Return the name of the journal of a process that is not the first of its group."""
+    return f".journal-{turn}-{rank}.jsonl"
+
+
+def _read_journal(path: Path) -> Iterator[Any]:
+    """Yield a journal's rows, whatever they hold; a torn last line is a study that never was."""
+    try:
+        lines = read_whole(path).decode(errors="replace").splitlines()
+    except OSError:  # none yet, or what is none
+        return
+    for line in lines:
+        with suppress(ValueError):
+            yield parse_json(line)
 
 
 def study_file(study_uid: str, network: int) -> str:

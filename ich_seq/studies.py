@@ -143,24 +143,43 @@ def find_studies(
     below `root`, since people name files after patients. Raises UsageError if there is no folder, and
     NothingUsableError if it holds no file.
     """
+    named = name_files(root, skip, hide_names=hide_names)
+    return findings_of(read_headers(named, workers=workers, progress=progress))
+
+
+def name_files(root: Path, skip: Path | None, *, hide_names: bool) -> list[tuple[Path, str]]:
+    """Return every file below a folder, and what reports call it. Raises as `find_studies` does."""
     check_input(root)
     files = list_files(root, skip)
     if not files:
         raise NothingUsableError(f"{root} holds no files; give a folder of DICOM files.")
     base = root if root.is_dir() else root.parent
     name = short_hash if hide_names else str
-    named = [(path, name(path.relative_to(base).as_posix())) for path in files]
-    headers: list[SliceHeader] = []
-    unused: list[Unused] = []
+    return [(path, name(path.relative_to(base).as_posix())) for path in files]
+
+
+def read_headers(
+    named: Sequence[tuple[Path, str]], *, workers: int, progress: Progress
+) -> Iterator[SliceHeader | Unused]:
+    """Yield what became of each file, in their order."""
     with closing(_read_headers(named, workers)) as results:  # else a traceback could keep its processes alive
         for done, result in enumerate(results, start=1):
-            if isinstance(result, SliceHeader):
-                headers.append(result)
-            else:
-                unused.append(result)
-            progress("reading headers", done, len(files))
+            yield result
+            progress("reading headers", done, len(named))
+
+
+def findings_of(results: Iterable[SliceHeader | Unused]) -> Findings:
+    """Return what a folder held, of what became of each of its files, in whatever order."""
+    headers: list[SliceHeader] = []
+    unused: list[Unused] = []
+    for result in results:
+        if isinstance(result, SliceHeader):
+            headers.append(result)
+        else:
+            unused.append(result)
     studies, left_over = group_studies(headers)
-    return Findings(tuple(studies), tuple(sorted(unused + left_over, key=lambda u: u.file)), len(files))
+    n_files = len(headers) + len(unused)
+    return Findings(tuple(studies), tuple(sorted(unused + left_over, key=lambda u: u.file)), n_files)
 
 
 def list_files(root: Path, skip: Path | None = None) -> list[Path]:

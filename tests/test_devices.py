@@ -112,6 +112,15 @@ def test_workers_are_the_cores_this_process_may_use(monkeypatch):
     assert choose_workers(None) == 3
 
 
+@pytest.mark.parametrize(("processes", "wanted"), [("1", 5), ("2", 2), ("8", 1)])
+def test_processes_of_one_machine_share_its_cores(monkeypatch, processes, wanted):
+    """Under torchrun each takes its part, at least one; an asked-for number stands for each of them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert choose_workers(None) == wanted
+    assert choose_workers(3) == 3
+
+
 @pytest.mark.parametrize(("cores", "wanted"), [(8, 8), (None, 1)])
 def test_workers_where_the_system_knows_no_affinity(monkeypatch, cores, wanted):
     """Elsewhere it is the number of cores, and one where not even that is known."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,10 +20,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ich_seq import UsageError
 from ich_seq.cnn_run import CURVES, ENCODER, FOLD, HELD_OUT, RUN, fold_folder
 from ich_seq.cnn_training import train_cnn
 from ich_seq.config import Config, load_config
-from ich_seq.distributed import Group, joined_group, local_device
+from ich_seq.distributed import ALONE, Group, joined_group, local_device, own_device, working_group
 from ich_seq.files import short_hash
 from ich_seq.phantom import PhantomSet, write_dataset
 
@@ -119,6 +122,35 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, device, ran
     assert local_device(torch.device(device)) == torch.device(own)
 
 
+@pytest.mark.parametrize(
+    ("name", "rank", "own"),
+    [("cpu", "1", "cpu"), ("auto", None, "cuda"), ("cuda:1", None, "cuda:1"), ("auto", "1", "cuda:1"),
+     ("auto", "5", "cuda:1")],
+)  # fmt: skip
+def test_processes_that_share_out_studies_take_the_gpus_in_turn(monkeypatch, name, rank, own):
+    """Each its own, made the current one; more processes than GPUs share them, as they exchange no tensors."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert own_device(name) == torch.device(own)
+    assert current == ([torch.device(own)] if rank and own != "cpu" else [])
+
+
+def test_alone_a_group_shares_out_to_itself():
+    """A group of one does the work, has all that was collected and deals itself its one part."""
+    assert ALONE.lead(lambda: "done") == ALONE.agree(lambda: "done") == "done"
+    assert ALONE.collect((1, 2)) == ALONE.deal([[1, 2]]) == [1, 2]
+    with pytest.raises(UsageError, match="mine"), working_group() as group:
+        group.agree(lambda: refuse("mine"))
+
+
+def refuse(text: str) -> None:
+    raise UsageError(text)
+
+
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
 def test_a_group_is_joined_on_its_device_and_left_whatever_happens(monkeypatch, device, backend):
     """NCCL sends objects through the current GPU, which must be each process's own before it joins."""
@@ -137,7 +169,55 @@ def test_a_group_is_joined_on_its_device_and_left_whatever_happens(monkeypatch, 
     assert done == [*([device] if backend == "nccl" else []), backend, "left"]
 
 
-# Two processes
+# Several processes
+
+SHARING = """
+import os, sys
+import ich_seq.distributed
+from ich_seq import UsageError
+from ich_seq.distributed import working_group
+def refuse(text):
+    raise UsageError(text)
+def told(call, work):
+    try:
+        return call(work)
+    except UsageError as error:
+        return str(error).replace(os.uname().nodename, "here"), error.told
+ich_seq.distributed.AT_ONCE = 3
+rank = 0
+for other in (1, 2):  # forked, as torch takes seconds to import
+    if rank == 0 and os.fork() == 0:
+        rank = other
+os.environ["RANK"] = str(rank)
+with working_group() as group:
+    parts = [[f"for {r}.{i}" for i in range(5 - 2 * r)] for r in range(3)] if rank == 0 else []
+    heard = [
+        group.collect([f"{rank}.{i}" for i in range(4 * rank)]),
+        group.deal(parts, 2),
+        told(group.lead, lambda: f"by {rank}"),
+        told(group.agree, lambda: rank),
+        told(group.lead, lambda: refuse(f"of {rank}")),
+        told(group.agree, lambda: refuse(f"of {rank}") if rank else None),
+    ]
+open(f"{sys.argv[1]}/{rank}", "w").write(repr(heard))
+sys.exit(any(os.wait()[1] for _ in (1, 2)) if rank == 0 else 0)
+"""
+
+
+def test_processes_share_out_and_refuse_together(tmp_path):
+    """What all hold comes to the first, in messages of three; parts come from it; any refusal is everybody's."""
+    (tmp_path / "share.py").write_text(SHARING)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = environment() | {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [sys.executable, str(tmp_path / "share.py"), str(tmp_path)]
+    subprocess.run(words, env=shared, check=True, timeout=120)
+    for rank in range(3):
+        collected, dealt, *others = ast.literal_eval((tmp_path / str(rank)).read_text())
+        assert collected == ([f"{r}.{i}" for r in range(3) for i in range(4 * r)] if rank == 0 else [])
+        assert dealt == [f"for {rank}.{i}" for i in range(5 - 2 * rank)]
+        assert others == ["by 0", rank, ("of 0", rank > 0), ("Process 1, on here: of 1", rank > 0)]
 
 
 @pytest.mark.slow

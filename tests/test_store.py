@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from safetensors.numpy import save
 
-from ich_seq import ArtefactError, UsageError
+from ich_seq import ArtefactError, OutputError, UsageError
 from ich_seq.files import PARTIAL, sha256_file, short_hash
 from ich_seq.labels import LABELS
 from ich_seq.reasons import Reason, Unused, unused_csv
@@ -38,6 +38,7 @@ from ich_seq.store import (
     encode_study,
     encoder_file,
     open_store,
+    part_journal,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -774,3 +775,83 @@ def test_any_encoder_that_was_changed_or_is_gone_is_refused(tmp_path, network):
     path.unlink()
     with pytest.raises(ArtefactError, match=path.name):
         open_store(root)
+
+
+# A store of several processes
+
+TURN = "0f" * 8
+
+
+def test_a_group_closes_a_store_to_the_bytes_of_one_process(tmp_path):
+    """Two processes add what the first one then takes; no journal is left but its own."""
+    studies = [study_of(f"1.2.{i}", 1 + i, seed=i) for i in range(5)]
+    writer = grown(tmp_path / "two", studies[:2])
+    parts = {part_journal(TURN, rank): studies[1 + rank :: 2] for rank in (1, 2)}
+    assert sorted(s.study_uid for own in parts.values() for s in own) == ["1.2.2", "1.2.3", "1.2.4"]
+    for name, own in parts.items():
+        writer.take(added_apart(tmp_path / "two", name, own).added(), [name])
+    assert writer.added() == []
+    finish(writer, [s.study_uid for s in studies], facts={"counts": {"files": 9}})
+    closed(tmp_path / "one", studies)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def added_apart(root: Path, part: str, studies: list[StudyFeatures]) -> StoreWriter:
+    """Add studies as a process does that is not the first of its group."""
+    writer = StoreWriter(root, FINGERPRINT, part=part)
+    for study in studies:
+        writer.add(key_of(study), study, GEOMETRY, whole=True)
+    return writer
+
+
+@given(
+    owners=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    torn=st.sets(st.integers(1, 3)),
+    taken=st.sets(st.integers(1, 3)),
+)
+@settings(deadline=None, max_examples=15)
+def test_whoever_opens_a_store_takes_up_what_every_process_had_finished(tmp_path_factory, owners, torn, taken):
+    """Whichever journals lost their last line, or were taken but not yet removed: nothing whole is done again."""
+    root = tmp_path_factory.mktemp("parts")
+    studies = [study_of(f"1.2.{i}", 2, seed=i) for i in range(len(owners))]
+    of = {rank: [s for s, owner in zip(studies, owners, strict=True) if owner == rank] for rank in range(4)}
+    writer = grown(root, of[0])
+    whole = {s.study_uid for s in of[0]}
+    for rank in (1, 2, 3):
+        part = added_apart(root, part_journal(TURN, rank), of[rank])
+        journal = root / part_journal(TURN, rank)
+        whole |= {s.study_uid for s in of[rank][: -1 if rank in torn - taken else None]}
+        if rank in taken:
+            writer.take(part.added(), [])
+        elif rank in torn and of[rank]:
+            journal.write_bytes(journal.read_bytes()[:-9])
+    again = StoreWriter(root, FINGERPRINT)
+    assert {s.study_uid for s in studies if again.has(s.study_uid)} == whole
+    assert [path.name for path in root.glob(".journal*")] == [JOURNAL]
+    again = grown(root, studies)
+    finish(again, [s.study_uid for s in studies], facts={"counts": {"files": 9}})
+    other = closed(tmp_path_factory.mktemp("one"), studies)
+    assert contents(root) == contents(other)
+
+
+def test_a_journal_of_its_own_can_make_the_store_remove_nothing_of_others(tmp_path):
+    """It is believed no more than the store's: names that the store does not give, links and pipes are passed over."""
+    grown(tmp_path, [study_of("1.2")])
+    (tmp_path / "thesis.docx").write_bytes(b"years")
+    (row,) = map(json.loads, (tmp_path / JOURNAL).read_text().splitlines())
+    (tmp_path / part_journal(TURN, 1)).write_text(json.dumps(row | {"file": "thesis.docx"}))
+    (tmp_path / part_journal(TURN, 2)).symlink_to(tmp_path / "thesis.docx")
+    os.mkfifo(tmp_path / part_journal(TURN, 3))
+    (tmp_path / ".journal-of-a-voyage.jsonl").write_bytes(b"days")
+    assert StoreWriter(tmp_path, FINGERPRINT).has("1.2")
+    assert (tmp_path / "thesis.docx").read_bytes() == b"years"
+    assert (tmp_path / ".journal-of-a-voyage.jsonl").exists()
+
+
+def test_a_process_whose_journal_was_taken_away_says_so(tmp_path):
+    """Another run has taken it up: what this one would tell of its studies is no longer so."""
+    grown(tmp_path, [])
+    part = added_apart(tmp_path, part_journal(TURN, 1), [study_of("1.2")])
+    assert StoreWriter(tmp_path, FINGERPRINT).has("1.2")
+    with pytest.raises(OutputError, match="changed meanwhile"):
+        part.added()

@@ -6,6 +6,7 @@
     python tools/bench.py memory    resident memory while thousands of studies are embedded
     python tools/bench.py train-rnn an epoch over a store of RSNA 2019's size, made on the spot (2 GB)
     python tools/bench.py evaluate  2,000 resamples of the figures of predictions of RSNA 2019's size
+    python tools/bench.py scale     two processes of a core each against one [--engine torch] [--studies 60]
 
 `extract` times (a) our extraction from files to store, networks loaded; (b) the bare forward of the same
 network, engine, batch and precision on tensors at hand: what no extraction can beat; (c) the way the
@@ -16,6 +17,11 @@ one process a core, an eager fp32 NCHW forward. (c) runs in a process of its own
 model's step on batches that are there, and (c) on batches padded to the longest study of the set, and prints
 the peak of resident memory after an epoch.
 
+`scale` times (a) extract-features as one process with one core and one thread, (b) as two under torchrun, and (c)
+two runs of (a) side by side, a core each, whose slowness is the machine's alone (shared caches, memory, clocks). The
+efficiency of (b) is a/2b; what of it is ours is c/2b. Whole commands start with seconds of imports and end with the
+index; the embedding phase lies between the last header of the first process and the store's manifest.
+
 Without --dicom the files are phantoms of 512 x 512, drawn once into --work.
 """
 
@@ -24,6 +30,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -31,6 +38,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -66,7 +74,7 @@ WINDOWS = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["extract", "read", "headers", "memory", "train-rnn", "evaluate", "naive"])
+    parser.add_argument("what", choices=[*BENCHES])
     parser.add_argument("--dicom", type=Path, help="files to read instead of phantoms")
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--arch", default="tf_efficientnet_lite0")
@@ -77,8 +85,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], help="train-rnn: a setting, key=value")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
-    what = {"extract": extract, "read": read, "headers": headers, "memory": memory, "naive": naive}
-    (what | {"train-rnn": train_rnn, "evaluate": evaluate})[chosen.what](chosen)
+    BENCHES[chosen.what](chosen)
 
 
 def phantoms(chosen: argparse.Namespace, *, matrix: int = 512) -> Path:
@@ -367,6 +374,77 @@ def prediction_tables(chosen: argparse.Namespace) -> Path:
     return root
 
 
+def scale(chosen: argparse.Namespace) -> None:
+    """Print the seconds of one process, two together and two apart, whole and while they embed, and efficiencies."""
+    dicom, cores = phantoms(chosen), sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise SystemExit("Two cores are needed, and this process may use one.")
+    times: dict[str, list[float]] = {f"{side} {part}": [] for part in ("whole", "embedding") for side in "abc"}
+    for turn in range(chosen.rounds + 1):  # the first turn warms up and does not count
+        sides = {
+            "a": lambda: timed_extractions(chosen, dicom, 1, [{cores[0]}]),
+            "b": lambda: timed_extractions(chosen, dicom, 2, [set(cores)]),
+            "c": lambda: timed_extractions(chosen, dicom, 1, [{core} for core in cores]),
+        }
+        for side in sorted(sides, reverse=turn % 2 == 1):
+            whole, embedding = sides[side]()
+            if turn:
+                times[f"{side} whole"].append(whole)
+                times[f"{side} embedding"].append(embedding)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {
+        f"{name} {part}": medians[f"{side} {part}"] / (2 * medians[f"b {part}"])
+        for part in ("whole", "embedding")
+        for name, side in (("a/2b", "a"), ("c/2b", "c"))
+    }
+    report(chosen, medians, ratios, times)
+
+
+def timed_extractions(
+    chosen: argparse.Namespace, dicom: Path, size: int, cores_of_each: list[set[int]]
+) -> tuple[float, float]:
+    """Run extract-features as so many processes, and several such side by side on cores of their own.
+
+    Returns the seconds of the slowest: whole, and while it embeds.
+    """
+    settings = [
+        f"slices.size={SIZE}", f"encoder.arch={chosen.arch}", f"extract.precision={chosen.precision}",
+        f"encoder.weights={config_of(chosen).encoder.weights}",
+    ]  # fmt: skip
+    began, running = time.time(), []
+    for number, cores in enumerate(cores_of_each):
+        out = chosen.work / f"scale-{number}"
+        shutil.rmtree(out, ignore_errors=True)
+        words = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)),
+            *("-m", "ich_seq.cli", "extract-features", str(dicom), "--out", str(out), "--engine", chosen.engine),
+            *("--device", "cpu", "--json", *(word for setting in settings for word in ("--set", setting))),
+        ]
+        command = ["taskset", "--cpu-list", ",".join(map(str, sorted(cores))), *words]
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, env=one_thread, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append((process, out))
+    with ThreadPoolExecutor(len(running)) as watchers:
+        read = list(watchers.map(lambda each: headers_read(each[0]), running))
+    whole = time.time() - began
+    embedded = [(out / MANIFEST).stat().st_mtime for _, out in running]
+    return whole, max(end - start for start, end in zip(read, embedded, strict=True))
+
+
+def headers_read(process: subprocess.Popen[str]) -> float:
+    """Wait for a command's end; return when its first process had read its headers."""
+    assert process.stderr is not None
+    told: list[str] = []
+    read = 0.0
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("reading headers: ") and len(set(line.split()[2::2])) == 1:  # "N of N"
+            read = time.time()
+    if process.wait() or not read:
+        raise RuntimeError("".join(told))
+    return read
+
+
 def steps(training: SequenceTraining, batches: Iterable[Batch]) -> tuple[int, float]:
     """Take a step on each batch; return the slices seen and the seconds."""
     began, count = time.perf_counter(), 0
@@ -409,6 +487,17 @@ def report(chosen: argparse.Namespace, medians: dict, ratios: dict, all_values: 
     raw = {k: [round(v, 3) for v in values] for k, values in all_values.items()}
     print(json.dumps({**setting, "cores": choose_workers(None), **rounded, "all": raw}))
 
+
+BENCHES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "extract": extract,
+    "read": read,
+    "headers": headers,
+    "memory": memory,
+    "train-rnn": train_rnn,
+    "evaluate": evaluate,
+    "scale": scale,
+    "naive": naive,
+}
 
 if __name__ == "__main__":
     main()

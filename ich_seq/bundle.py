@@ -33,6 +33,7 @@ from ich_seq.files import plain_name, remove, sha256_file, write_json
 from ich_seq.labels import LABELS
 from ich_seq.model import Logits, SequenceModel, ensemble_logits
 from ich_seq.novelty import Familiar
+from ich_seq.operating_points import NO_POINTS, OperatingPoints
 from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import build_around, read_tensors, write_tensors
@@ -62,7 +63,10 @@ class Calibrations(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """A loaded bundle, its networks in eval mode on one device, and its card as plain values and by SHA-256."""
+    """A loaded bundle, its networks in eval mode on one device, and its card as plain values and by SHA-256.
+
+    `operating_points` turn study probabilities into words; a bundle that has none leaves all of them undetermined.
+    """
 
     embedders: dict[int, Embedder]
     models: tuple[SequenceModel, ...]
@@ -70,6 +74,7 @@ class Bundle:
     familiar: Familiar
     card: dict[str, Any]
     card_sha256: str
+    operating_points: OperatingPoints = NO_POINTS
 
     def predict(self, views: Sequence[StudyFeatures]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the probabilities of one study's slices, (N, K), and of the study, (K,): the blend of `beside`."""
@@ -182,6 +187,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         models = [_model(root, card["rnn"], entry) for entry in card["rnn"]["files"]]
         calibrations = Calibrations(**{level: _calibration(of) for level, of in card["calibration"].items()})
         familiar = _familiar(root, card["familiar"], card["encoders"])
+        points = OperatingPoints.from_json(card.get("operating_points"))
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError, ValidationError) as error:
         raise ArtefactError(f"{path} does not describe the files beside it ({error}); train again.") from error
     return Bundle(  # a device without memory is no fault of the bundle
@@ -191,6 +197,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         familiar=familiar,
         card=card,
         card_sha256=sha256_file(path),
+        operating_points=points,
     )
 
 

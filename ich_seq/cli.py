@@ -22,6 +22,7 @@ from ich_seq.commands import (
     dicom_source,
     engine_option,
     finish,
+    finish_predicting,
     finish_reading,
     labels_option,
     name_unlabelled,
@@ -32,7 +33,6 @@ from ich_seq.commands import (
     read_shares,
     read_source,
     send_option,
-    send_results,
     settings,
     speaks,
     telling,
@@ -262,6 +262,7 @@ def train_rnn(
 @out_option
 @engine_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
+@click.option("--sr", is_flag=True, help="DICOM SR and key objects in OUT/sr; they name the patient (PHI).")
 @send_option
 @phi_option
 @common
@@ -274,6 +275,7 @@ def predict(
     out: Path,
     engine: str | None,
     report: bool,
+    sr: bool,
     send: str | None,
     phi: bool,
     device: str,
@@ -290,7 +292,7 @@ def predict(
     \b
     ich-seq predict /data/incoming --bundle bundle --out results
     """
-    source = read_source(dicom, dicomweb, studies)
+    source, sr = read_source(dicom, dicomweb, studies), sr or send is not None
     from ich_seq.prediction import predict as run
     from ich_seq.progress import shown
 
@@ -303,12 +305,12 @@ def predict(
             device=device,
             workers=workers,
             report=report,
+            sr=sr,
             phi=phi,
             progress=progress,
         )
     if speaks():
-        sent, trouble = ({}, None) if send is None else send_results(send, out)
-        finish_reading(summary, counted(summary), sent, as_json=as_json, trouble=trouble)
+        finish_predicting(summary, sr=sr, send=send, as_json=as_json)
 
 
 @cli.command()

@@ -44,9 +44,10 @@ MAX_NAMED = 3
 
 EXIT_CODES = """\b
 Exit codes: 0 all done; 1 a bug of ours; 2 a wrong setting or input; 3 done, but some
-files were rejected (see rejected.csv; under torchrun 0, as it takes 3 for a failure);
-4 nothing usable; 5 output or stdout cannot be written; 6 an archive cannot be reached,
-refuses, or did not take all results (which are in OUT); 129, 130, 143 interrupted."""
+files were rejected (see rejected.csv; under torchrun 0, as it takes 3 for a failure) or
+studies have no SR (see sr/not_written.csv); 4 nothing usable; 5 output or stdout cannot
+be written; 6 an archive cannot be reached, refuses, or did not take all results (which
+are in OUT); 129, 130, 143 interrupted."""
 
 
 def shortened(line: str) -> str:
@@ -189,7 +190,7 @@ def _archive_url(ctx: click.Context, param: click.Parameter, url: str | None) ->
 
 
 send_option = click.option(
-    "--send", metavar="URL", callback=_archive_url, help="Store the DICOM results, OUT/sr, in this archive."
+    "--send", metavar="URL", callback=_archive_url, help="Store these DICOM objects in this archive; implies --sr."
 )
 
 
@@ -261,11 +262,13 @@ def finish_reading(
     more: dict[str, Any],
     *,
     as_json: bool,
+    lacking: bool = False,
     trouble: IchSeqError | None = None,
 ) -> NoReturn:
     """Print the result; end with 3 if files were rejected, under torchrun with 0, and the reasons on stderr.
 
-    `trouble` is raised when all is printed: what went wrong after the result was whole.
+    Also with 3 if something is `lacking` that was asked for. `trouble` is raised when all is printed: what went wrong
+    after the result was whole.
     """
     from dataclasses import asdict
 
@@ -281,16 +284,33 @@ def finish_reading(
     if trouble is not None:
         raise trouble
     # torchrun takes any other code for a failure: it ends the other processes and says FAILED
-    sys.exit(EXIT_SOME_REJECTED if counts.rejected and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE)
+    sys.exit(
+        EXIT_SOME_REJECTED if (counts.rejected or lacking) and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE
+    )
 
 
-def send_results(url: str, out: Path) -> tuple[dict[str, Any], IchSeqError | None]:
+def finish_predicting(summary: PredictionSummary, *, sr: bool, send: str | None, as_json: bool) -> NoReturn:
+    """Print the result of predict as `finish_reading` does; studies without the DICOM results asked for count too.
+
+    The results are stored in the archive `send` before.
+    """
+    if summary.not_written:
+        click.echo(
+            f"{len(summary.not_written)} of {summary.studies} studies have no DICOM results; "
+            f"{printable(str(summary.out / 'sr' / 'not_written.csv'))} says why.",
+            err=True,
+        )
+    more = {"dicom_results": len(summary.dicom_results), "not_written": len(summary.not_written)} if sr else {}
+    sent, trouble = ({}, None) if send is None else _sent(send, summary)
+    lacking = bool(summary.not_written)
+    finish_reading(summary, counted(summary), more | sent, as_json=as_json, lacking=lacking, trouble=trouble)
+
+
+def _sent(url: str, summary: PredictionSummary) -> tuple[dict[str, Any], IchSeqError | None]:
     """Store the DICOM results of a run in an archive; return what to tell of it, and what to raise in the end."""
     from ich_seq.dicomweb import send
 
-    files = sorted((out / "sr").rglob("*.dcm"))
-    if not files:
-        return {}, UsageError(f"{out / 'sr'} holds no DICOM results to send.")
+    out, files = summary.out, summary.dicom_results
     sent = send(url, files)
     refused = {path.relative_to(out).as_posix(): why for path, why in sent.refused}
     told = {"sent": {"stored": len(sent.stored), "refused": refused}}

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ich_seq import IchSeqError, OutputError
+from ich_seq import IchSeqError, OutputError, UsageError
 from ich_seq.devices import choose_device
 
 Part = TypeVar("Part")
@@ -121,6 +121,11 @@ class Group:
             raise refusal
         return value  # type: ignore[return-value]  # None only beside a refusal
 
+    def same(self, manner: str) -> None:
+        """Raise UsageError, in every process, if one would do the work in another manner than the first."""
+        first = self.lead(lambda: manner)
+        self.agree(lambda: _check_same(manner, first))
+
     def collect(self, items: Sequence[Part]) -> list[Part]:
         """Bring to the first process what all hold, rank by rank; the others get nothing."""
         if self.size == 1:
@@ -149,6 +154,14 @@ class Group:
 
 
 ALONE = Group()
+
+
+def _check_same(manner: str, first: str) -> None:
+    if manner != first:
+        raise UsageError(
+            "It would make other bytes than the first process. All need the same command, networks, versions of "
+            "ich-seq and torch, and kind of processor."
+        )
 
 
 def _attempted(work: Callable[[], Value]) -> tuple[Value | None, IchSeqError | None]:

@@ -104,6 +104,7 @@ def extract_features(
     workers = choose_workers(workers)
     with working_group() as group:
         networks = group.agree(lambda: _ready(source, out, config, device, cnn, engine))
+        group.same(f"{_fingerprint(networks)} {phi}")
         return fill_store(source, out, networks, workers=workers, phi=phi, progress=progress, group=group)
 
 

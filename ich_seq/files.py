@@ -121,18 +121,19 @@ def short_hash(text: str) -> str:
     return sha256_bytes(text.encode("utf-8", "surrogateescape"))[:16]
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that it is seen whole or not at all, even through a crash.
 
-    The bytes go to a temporary name in the same folder, reach the disk, and are then renamed.
-    Raises OutputError naming the path if the disk is full or the folder cannot be written.
+    The bytes go to a temporary name in the same folder, reach the disk, and are then renamed. What is `private` can at
+    no time be read by others than the owner. Raises OutputError naming the path if the disk is full or the folder
+    cannot be written.
     """
-    with growing_file(path) as append:
+    with growing_file(path, private=private) as append:
         append(data)
 
 
 @contextmanager
-def growing_file(path: Path) -> Iterator[Callable[[bytes], None]]:
+def growing_file(path: Path, *, private: bool = False) -> Iterator[Callable[[bytes], None]]:
     """Give what appends to a file that is seen whole, once the block ends well, or not at all.
 
     For what is too long to be held in memory. Raises OutputError as `write_bytes` does.
@@ -140,7 +141,7 @@ def growing_file(path: Path) -> Iterator[Callable[[bytes], None]]:
     partial = path.with_name(path.name + PARTIAL)
     with ExitStack() as opened:
         with writing(path):
-            file = opened.enter_context(partial.open("wb"))
+            file = opened.enter_context(open(partial, "wb", opener=_owner_only if private else None))
 
         def append(data: bytes) -> None:
             with writing(path):
@@ -159,6 +160,11 @@ def growing_file(path: Path) -> Iterator[Callable[[bytes], None]]:
             with suppress(OSError):
                 partial.unlink()
             raise
+
+
+def _owner_only(path: str, flags: int) -> int:
+    """Open a file to write that others cannot read, from its first moment on."""
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from ich_seq import NothingUsableError, __version__
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_workers, keep_memory
+from ich_seq.dicom_results import DicomResults, NotWritten, ResultSource, check_can_write, clear_dicom_results
 from ich_seq.distributed import own_device, working_group
 from ich_seq.extraction import EmbeddedStudy, Networks, embed_studies
 from ich_seq.files import remove, sha256_file, spare_others, write_bytes, write_json
@@ -35,16 +38,22 @@ from ich_seq.studies import Counts, Findings, Study, account
 from ich_seq.study_pages import StudyPages
 
 TABLES = (STUDIES, SLICES, SUBMISSION)
+WriteStudy = Callable[[Study, StudyPrediction], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionSummary:
-    """What a run of predict did, and where it lies; `results` say of each study what studies.csv says."""
+    """What a run of predict did, and where it lies; `results` say of each study what studies.csv says.
+
+    `dicom_results` are the DICOM objects that were written, if any were asked for, `not_written` the studies without.
+    """
 
     out: Path
     studies: int
     counts: Counts
     results: tuple[StudyResult, ...]
+    dicom_results: tuple[Path, ...] = ()
+    not_written: tuple[NotWritten, ...] = ()
 
 
 def predict(
@@ -56,6 +65,7 @@ def predict(
     device: str = "auto",
     workers: int | None = None,
     report: bool = True,
+    sr: bool = False,
     phi: bool = False,
     progress: Progress = silent,
 ) -> PredictionSummary:
@@ -64,7 +74,8 @@ def predict(
     `source` is a folder of DICOM files, or `sources.ArchivedStudies`, which are fetched into `out` for the time of the
     run (ArchiveError if none can be had, as `dicomweb.fetched` tells).
 
-    With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices.
+    With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices. With `sr`
+    also DICOM objects for an archive, which name the patient, in sr/: see `dicom_results`.
 
     The bundle's own encoders are used, so no setting can disagree with its training; `engine` says what
     runs them, if not what did then. Patients are numbered and files known by a hash; Patient IDs
@@ -77,37 +88,47 @@ def predict(
     bundle, out = Path(bundle), Path(out)
     workers = choose_workers(workers)
     with working_group() as group:
-        loaded = group.agree(lambda: _ready(source, bundle, out, device, engine))
+        loaded = group.agree(lambda: _ready(source, bundle, out, device, engine, sr))
+        group.same(f"{_manner(loaded)} {report} {sr} {phi}")
         with held_together(out, group) as turn:
-            pages = StudyPages(out, loaded)
+            pages, dicom = StudyPages(out, loaded), DicomResults(out, ResultSource.of(loaded))
             group.lead(lambda: _clear(out, pages))
+            write_study = [*([pages.write_study] if report else []), *([dicom.write_study] if sr else [])]
             with found_studies(source, out, group, workers=workers, hide_names=not phi, progress=progress) as findings:
                 cases = deal_studies(cases_of(findings), {s.uid: len(s.slices) for s in findings.studies}, group)
                 refused: list[Unused] = []
-                done = _predict_cases(cases, loaded, turn, pages if report else None, refused, workers, phi, progress)
+                done = _predict_cases(cases, loaded, turn, write_study, refused, workers, phi, progress)
                 if group.size > 1:
                     done = through_parts(done, turn)
-                    refused = group.collect(refused)
-                return group.lead(
-                    lambda: _write_results(out, done, findings, refused, loaded, pages if report else None)
-                )
+                    refused, dicom = group.collect(refused), dicom.joined(group)
+                shown, filed = pages if report else None, dicom if sr else None
+                return group.lead(lambda: _write_results(out, done, findings, refused, loaded, shown, filed))
 
 
-def _ready(source: Source, bundle: Path, out: Path, device: str, engine: str | None) -> Bundle:
+def _ready(source: Source, bundle: Path, out: Path, device: str, engine: str | None, sr: bool) -> Bundle:
     """Check what is given, as far as one process can, and make the bundle ready."""
     check_source(source, out)
     spare_others(out, SLICES)
+    if sr:
+        check_can_write()
     keep_memory()
     return load_bundle(bundle, own_device(device), engine)
 
 
+def _manner(bundle: Bundle) -> str:
+    """Return what differs if any byte of the results could, of the same input."""
+    runs = [f"{embedder.device.type} {embedder.execution}" for embedder in bundle.embedders.values()]
+    return " ".join([__version__, torch.__version__, bundle.card_sha256, *runs])
+
+
 def _clear(out: Path, pages: StudyPages) -> None:
-    """Remove what an older run left, as it is no result of this one.
+    """Take away what an older run left and is no result of this one.
 
     First goes what vouches, then the table that readers ask for.
     """
     remove(out / name for name in (RUN, SLICES, STUDIES, SUBMISSION, REJECTED))
     pages.clear()
+    clear_dicom_results(out)
     clear_parts(out)
 
 
@@ -118,8 +139,9 @@ def _write_results(
     refused: list[Unused],
     bundle: Bundle,
     pages: StudyPages | None,
+    dicom: DicomResults | None,
 ) -> PredictionSummary:
-    """Write the tables, what was not used and, last, the record; `refused` grows while studies are predicted."""
+    """Write the tables, what was not used and, last, the record; what was lost grows while studies are predicted."""
     with slice_tables(out) as write_slices:
         results = []
         for study in predicted:
@@ -132,15 +154,22 @@ def _write_results(
         write_studies(out / STUDIES, results)  # before slices.csv, which makes the folder readable
     if pages is not None:
         pages.write_worklist(results, counts)
-    _write_record(out, len(results), bundle, counts)
-    return PredictionSummary(out=out, studies=len(results), counts=counts, results=tuple(results))
+    _write_record(out, len(results), bundle, counts, {} if dicom is None else dicom.close())
+    return PredictionSummary(
+        out=out,
+        studies=len(results),
+        counts=counts,
+        results=tuple(results),
+        dicom_results=() if dicom is None else tuple(dicom.written),
+        not_written=() if dicom is None else tuple(dicom.not_written),
+    )
 
 
 def _predict_cases(
     cases: Sequence[Case],
     bundle: Bundle,
     turn: Turn,
-    pages: StudyPages | None,
+    write_study: Sequence[WriteStudy],
     refused: list[Unused],
     workers: int,
     phi: bool,
@@ -154,8 +183,8 @@ def _predict_cases(
         if item.features:
             turn.check()
             prediction = _prediction(item, bundle, case, phi)
-            if pages is not None:
-                pages.write_study(case.study, prediction)
+            for write in write_study:
+                write(case.study, prediction)
             yield Predicted(place=case.place, result=prediction.result, rows=slice_table_rows(prediction))
         progress("predicting studies", done, len(cases))
 
@@ -183,8 +212,8 @@ def _patient_id(study: Study) -> str:
     return min((h.patient_id for h in study.slices if h.patient_id), default="")
 
 
-def _write_record(out: Path, studies: int, bundle: Bundle, counts: Counts) -> None:
-    """Write, last, the record that makes the tables whole."""
+def _write_record(out: Path, studies: int, bundle: Bundle, counts: Counts, more: dict[str, str]) -> None:
+    """Write, last, the record that makes the tables whole, and `more` files with their SHA-256."""
     record = {
         "version": __version__,
         "card_sha256": bundle.card_sha256,
@@ -192,6 +221,6 @@ def _write_record(out: Path, studies: int, bundle: Bundle, counts: Counts) -> No
         "execution": asdict(next(iter(bundle.embedders.values())).execution),
         "counts": asdict(counts),
         "studies": studies,
-        "files": {name: sha256_file(out / name) for name in (*TABLES, REJECTED)},
+        "files": {name: sha256_file(out / name) for name in (*TABLES, REJECTED)} | more,
     }
     write_json(out / RUN, record)

@@ -30,6 +30,7 @@ from ich_seq.folded_studies import FoldedStudies, Folds
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.model import SequenceModel, ensemble_logits
 from ich_seq.novelty import Familiar, fit_familiar
+from ich_seq.operating_points import OperatingPoints, choose_points
 from ich_seq.progress import Progress, silent
 from ich_seq.sequence_fitting import EVALUATION_BATCH, Beside, SequenceTask, fit_sequence, given, logits_beside_base
 from ich_seq.sequences import LabelledStudy, batches, label_studies
@@ -80,7 +81,7 @@ def train_rnn(
     with locked_folder(out):
         states = _states_of(out, store, labels, config, processor)
         trainer = Trainer(config, processor, states, _counting(data, config.train, progress))
-        figures = _judge(data, trainer)
+        figures, points = _judge(data, trainer)
         ensemble = fit_ensemble(data, trainer)
         training = _describe(studies, store, config) | {
             "studies_without_labels": len(unlabelled),
@@ -88,7 +89,7 @@ def train_rnn(
             "duplicate_label_rows": truth.duplicate_rows,
             "labels_sha256": sha256_file(labels),
         }
-        facts = {"training": training, "figures": figures}
+        facts = {"training": training, "figures": figures, "operating_points": points.to_json()}
         _save(out, store, _heads(data, store), ensemble, _familiar(studies, store), facts)
         remove_folder(states)
     return TrainingSummary(
@@ -259,8 +260,11 @@ def predict_ensemble(
     return {name: Predicted.joined(parts) for name, parts in said.items()}
 
 
-def _judge(data: FoldedStudies, trainer: Trainer) -> dict[str, Any]:
-    """Predict every fold by an ensemble and by baselines that never saw it, and put the figures side by side."""
+def _judge(data: FoldedStudies, trainer: Trainer) -> tuple[dict[str, Any], OperatingPoints]:
+    """Predict every fold by an ensemble and by baselines that never saw it, and put the figures side by side.
+
+    Beside them come the operating points of the blend, of the same predictions.
+    """
     parts: list[dict[str, Predicted]] = []
     tested: list[LabelledStudy] = []
     for fold in sorted(data.numbers):
@@ -271,7 +275,8 @@ def _judge(data: FoldedStudies, trainer: Trainer) -> dict[str, Any]:
         tested += test
     predicted = {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
     truth = Truth.of_studies([s.targets for s in tested], [s.features.patient_key for s in tested])
-    return judge(predicted, truth, seed=trainer.config.train.seed, against=base_name(data))
+    figures = judge(predicted, truth, seed=trainer.config.train.seed, against=base_name(data))
+    return figures, choose_points(predicted["blend"].studies, truth.studies)
 
 
 def base_name(data: FoldedStudies) -> str:

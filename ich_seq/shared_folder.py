@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from ich_seq.files import locked_folder, read_whole, remove, write_bytes
 
 TURN = ".turn"
 MAX_TURN_BYTES = 64
+
+SEEN_S, LOOK_AGAIN_S = 90.0, 0.25
+"""How long a process looks for what the first one wrote: NFS may show a folder as it was up to a minute ago."""
 
 LOCK_WAIT_S = 120.0
 """How long a group that torchrun started again waits for the lock of its dead predecessor: an NFS server keeps one for
@@ -34,6 +38,16 @@ class Turn:
     name: str
     group: Group
 
+    def begin(self) -> None:
+        """Wait until this process sees that the turn is its group's. Raises OutputError if it does not in SEEN_S."""
+        until = time.monotonic() + SEEN_S
+        while self.group.size > 1 and _written(self.folder) != self.name:
+            if time.monotonic() > until:
+                raise OutputError(
+                    f"{self.folder} is not the folder that the first process has under this name; all must share it."
+                )
+            time.sleep(LOOK_AGAIN_S)
+
     def check(self) -> None:
         """Raise OutputError if another run has taken the folder over. A group of one has the lock to tell it."""
         if self.group.size > 1 and _written(self.folder) != self.name:
@@ -44,10 +58,12 @@ class Turn:
 def held_together(out: Path, group: Group) -> Iterator[Turn]:
     """Hold an output folder for a group, which all of it enter; create it, and sweep what a crash left half-written.
 
-    Raises OutputError, in every process, if another run holds it.
+    Raises OutputError, in every process, if another run holds it, or if one of the group sees another folder.
     """
     with ExitStack() as held:
-        yield Turn(folder=out, name=group.lead(lambda: _taken(out, group, held)), group=group)
+        turn = Turn(folder=out, name=group.lead(lambda: _taken(out, group, held)), group=group)
+        group.agree(turn.begin)
+        yield turn
 
 
 def _taken(out: Path, group: Group, held: ExitStack) -> str:
@@ -57,10 +73,16 @@ def _taken(out: Path, group: Group, held: ExitStack) -> str:
     name = secrets.token_hex(8)
     if group.size > 1:
         write_bytes(out / TURN, name.encode())
+        held.callback(_given_up, out / TURN)
     else:
         remove([out / TURN])
-    held.callback(remove, [out / TURN])
     return name
+
+
+def _given_up(turn: Path) -> None:
+    """End a turn; one that stays is ended by the next run."""
+    with suppress(OSError):
+        turn.unlink()
 
 
 def _written(folder: Path) -> str:

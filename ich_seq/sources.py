@@ -43,9 +43,7 @@ def check_source(source: Source, out: Path) -> None:
 
     checked_url(source.url)
     if wrong := [uid for uid in source.study_uids if not UID_FORM.fullmatch(uid)]:
-        raise UsageError(
-            f"{printable(wrong[0])!r} is no Study Instance UID: letters, digits and . _ - of an archive's."
-        )
+        raise UsageError(f"{printable(wrong[0])!r} is no Study Instance UID: 1 to 128 letters, digits and . _ -")
     if not source.study_uids:
         raise UsageError("No study of the archive is named; give its Study Instance UID.")
 

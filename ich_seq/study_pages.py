@@ -19,9 +19,9 @@ from ich_seq.bundle import Bundle
 from ich_seq.dicom import SliceHeader
 from ich_seq.encoder import SliceEncoder
 from ich_seq.files import PARTIAL, make_folder, remove, short_hash, write_bytes
+from ich_seq.highlights import flags, key_slices
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.labels import LABELS
-from ich_seq.novelty import STRANGE
 from ich_seq.pages import render
 from ich_seq.pictures import PICTURE_SIDE, READ_IN, jpeg_uri, overlaid, read_in_windows
 from ich_seq.reasons import Refused
@@ -34,16 +34,10 @@ OURS = re.compile(rf"([0-9a-f]{{16}}|worklist-[0-9]+)\.html({re.escape(PARTIAL)}
 
 ANY = LABELS.index("any")
 
-KEY_SLICES = 3
-KEY_APART = 2
-"""Key slices are at least so many slices apart: the neighbours of the likeliest one show the same."""
-
 AROUND_HU = -300
 """Air, clothes and head-rest lie below, and are not shaded."""
 
 ROWS_A_PAGE = 250
-TILT_DEG, THICK_MM, SHORT_MM, FEW_SLICES = 10.0, 7.5, 100.0, 10
-"""Beyond these a gantry is much tilted (most are a little), steps are thick, a head not covered, a study short."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,32 +128,6 @@ def _worklist_page(page: int) -> str:
 def _from(page: int, target: str) -> str:
     """Return a link from a page of the worklist to a file of the report; only the first is not in the folder."""
     return target if page == 0 else f"../{target}"
-
-
-def key_slices(probabilities: NDArray[np.float64]) -> list[int]:
-    """Return which of N slices to look at, ascending: the likeliest, at least KEY_APART from each other."""
-    chosen: list[int] = []
-    for index in np.argsort(-probabilities, kind="stable"):
-        if len(chosen) < KEY_SLICES and all(abs(int(index) - other) >= KEY_APART for other in chosen):
-            chosen.append(int(index))
-    return sorted(chosen)
-
-
-def flags(result: StudyResult) -> tuple[str, ...]:
-    """Return what a reader should know of a study before believing its probabilities."""
-    g, n, span_mm = result.geometry, result.slices, result.span_mm
-    found = {
-        f"unlike the training data: {result.novelty:.2f}": result.novelty >= STRANGE,
-        f"slices lost: {result.lost_slices}": result.lost_slices > 0,
-        f"gaps: {g.gaps}": g.gaps > 0,
-        f"repeated positions: {g.duplicates}": g.duplicates > 0,
-        f"gantry tilt {g.tilt_deg:.0f}°": abs(g.tilt_deg) >= TILT_DEG,
-        "spacing changes": g.zones > 1,
-        f"thick steps: {g.spacing_mm:.1f} mm": g.spacing_mm > THICK_MM,
-        f"few slices: {n}": n < FEW_SLICES,
-        f"covers {span_mm:.0f} mm": n >= FEW_SLICES and span_mm < SHORT_MM,
-    }
-    return tuple(flag for flag, raised in found.items() if raised)
 
 
 def _across(positions_mm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -49,6 +49,12 @@ LEVELS = {
     "windows": 3,
     "calibration": 3,
     "cells": 3,
+    "codes": 2,
+    "operating_points": 4,
+    "study_identity": 5,
+    "structured_report": 6,
+    "highlights": 7,
+    "dicom_results": 8,
     "model": 4,
     "novelty": 1,
     "store_checks": 2,
@@ -102,8 +108,22 @@ LEVELS = {
 }
 """A module imports from lower levels only."""
 
-HEAVY = {"torch", "timm", "pandas", "numpy", "pydicom", "sklearn", "scipy", "cv2", "pyarrow", "pydantic", "rich"}
-HEAVY |= {"requests", "dicomweb_client"}
+HEAVY = {
+    "torch",
+    "timm",
+    "pandas",
+    "numpy",
+    "pydicom",
+    "sklearn",
+    "scipy",
+    "cv2",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "highdicom",
+    "requests",
+    "dicomweb_client",
+}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich_seq import ArtefactError, figures
+from ich_seq import ArtefactError, figures, operating_points
 from ich_seq.bundle import read_card
 from ich_seq.card_page import card_page
 from ich_seq.config import Config
@@ -25,7 +25,17 @@ pytest_plugins = ["browser"]
 LENGTHS = [3, 4, 5, 2, 6, 3, 4, 1, 3, 4, 2, 5]
 SETTINGS = {"rnn": {"projection": 8, "hidden": 8, "layers": 1}, "train": {"folds": 3, "epochs": 1}}
 PLANTED = "<script>alert(1)</script>"
-SHOWN = ("version", "intended_use", "encoders", "execution", "rnn", "calibration", "training", "figures")
+SHOWN = (
+    "version",
+    "intended_use",
+    "encoders",
+    "execution",
+    "rnn",
+    "calibration",
+    "operating_points",
+    "training",
+    "figures",
+)
 """Entries of a card that the page tells of."""
 
 
@@ -44,6 +54,7 @@ def card(make_study, write_store, write_labels, headed_encoders, tmp_path_factor
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "RESAMPLES", 50)
+        patch.setattr(operating_points, "LEAST_STUDIES", 2)
         torch.set_num_threads(1)  # so little is slower with more
         try:
             labels = write_labels(root / "labels.csv", rows)
@@ -160,6 +171,21 @@ def test_the_calibration_stands_label_by_label(card, page, number, level):
         assert row == [label, *(f"{round(numbers[n][k], 3) + 0.0:.3f}" for n in ("share", "slope", "intercept"))]
 
 
+def test_the_operating_points_stand_label_by_label(card, page):
+    """With a dash where there is none, and with what they are not; a card of older versions has no such table."""
+    (table,) = [t for t in page.tables if t[0] == ["label", "95.0 % sensitivity", "95.0 % specificity"]]
+    points = card["operating_points"]
+    assert any(point is not None for point in points["present_from"])
+    for k, label in enumerate(LABELS):
+        expected = [
+            "\u2013" if p is None else f"{p:.3f}" for p in (points["absent_below"][k], points["present_from"][k])
+        ]
+        assert table[1 + k] == [label, *expected]
+    assert points["basis"] in page.text
+    older = Page(card_page({name: value for name, value in card.items() if name != "operating_points"}))
+    assert len(older.tables) == len(page.tables) - 1
+
+
 def test_settings_and_versions_stand_as_they_are(card, page):
     """The settings are JSON that can be read back; whose versions, use and features are named."""
     assert json.loads(page.pre) == card["training"]["settings"]
@@ -213,7 +239,11 @@ def test_a_hostile_card_is_text(card, page, browser, tmp_path):
     assert (seen.dialogs, seen.scripts, seen.requests, seen.console) == ((), 0, (), ())
 
 
-@pytest.mark.parametrize("name", SHOWN)
+OPTIONAL = "operating_points"
+"""Cards of older versions lack it."""
+
+
+@pytest.mark.parametrize("name", [name for name in SHOWN if name != OPTIONAL])
 def test_a_card_with_a_hole_is_refused(card, name):
     """None of what the page tells may be missing."""
     with pytest.raises(ArtefactError, match="card"):

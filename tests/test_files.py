@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from ich_seq.files import (
     PARTIAL,
     RESULTS,
     append_line,
+    growing_file,
     locked_folder,
     make_folder,
     sha256_bytes,
@@ -328,3 +331,19 @@ def test_journal_lines_come_back_in_order(tmp_path):
     for line in lines:
         append_line(tmp_path / "journal", line)
     assert (tmp_path / "journal").read_text(encoding="utf-8") == "eins\nzwei ä\n\ndrei\n"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_what_is_private_is_at_no_time_anybody_elses_to_read(tmp_path, private):
+    """Whatever the process lets others do by default, also while it is written and where it replaces another file."""
+    path, mask = tmp_path / "named.dcm", os.umask(0)
+    try:
+        path.write_bytes(b"older")
+        with growing_file(path, private=private) as append:
+            append(b"x")
+            (partial,) = tmp_path.glob(f"*{PARTIAL}")
+            modes = {stat.S_IMODE(partial.stat().st_mode)}
+        modes.add(stat.S_IMODE(path.stat().st_mode))
+    finally:
+        os.umask(mask)
+    assert modes == {0o600 if private else 0o666}

@@ -12,7 +12,7 @@ import pytest
 
 from ich_seq.figures import Predicted
 from ich_seq.labels import LABELS
-from ich_seq.report import StudyPrediction, StudyResult, said_of_study, slice_tables, write_studies
+from ich_seq.report import StudyPrediction, StudyResult, said_of_study, slice_table_rows, slice_tables, write_studies
 from ich_seq.studies import Geometry
 
 K = len(LABELS)
@@ -65,7 +65,7 @@ def write_submission(path: Path, predictions: list[StudyPrediction]) -> None:
 def _write_tables(path: Path, predictions: list[StudyPrediction], kept: dict[str, Path | None]) -> None:
     with slice_tables(path.parent) as write:
         for p in predictions:
-            write(p)
+            write(slice_table_rows(p))
     for name, to in kept.items():
         if to is None:
             (path.parent / name).unlink()
@@ -118,7 +118,7 @@ def test_a_submission_comes_in_the_order_of_the_slices(tmp_path, predictions):
 def test_tables_of_slices_are_there_once_all_is_written(tmp_path, predictions):
     """Where the work ends early neither they nor their beginnings are left."""
     with suppress(ZeroDivisionError), slice_tables(tmp_path) as write:
-        write(predictions[0])
+        write(slice_table_rows(predictions[0]))
         assert {p.name for p in tmp_path.iterdir()}.isdisjoint({"slices.csv", "submission.csv"})
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.special import expit
 
-from ich_seq import ArtefactError, UsageError, calibration, rnn_training
+from ich_seq import ArtefactError, UsageError, calibration, operating_points, rnn_training
 from ich_seq.baselines import fit_classifier
 from ich_seq.bundle import CARD, Calibrations, load_bundle
 from ich_seq.calibration import SHARES, Calibration, fit_calibration
@@ -23,6 +23,7 @@ from ich_seq.files import sha256_file
 from ich_seq.folded_studies import FoldedStudies
 from ich_seq.labels import LABELS
 from ich_seq.metrics import auc, weighted_log_loss
+from ich_seq.operating_points import NO_POINTS, choose_points
 from ich_seq.rnn_training import (
     Ensemble,
     Trainer,
@@ -197,6 +198,26 @@ def test_the_figures_are_out_of_fold(trained):
 
 
 # Refusals
+
+
+def test_the_operating_points_are_chosen_where_the_figures_are(given, tmp_path, monkeypatch):
+    """Of the blend, study by study, out of fold; and the loaded bundle has those of its card."""
+    judged = []
+    real = rnn_training.judge
+    monkeypatch.setattr(rnn_training, "judge", lambda *what, **how: judged.append(what) or real(*what, **how))
+    monkeypatch.setattr(operating_points, "LEAST_STUDIES", 3)
+    summary = train_rnn(given[0], given[1], tmp_path, changed(CONFIG, epochs=1, folds=3), device="cpu")
+    ((predicted, truth),) = judged
+    points = load_bundle(summary.out, CPU).operating_points
+    assert points == choose_points(predicted["blend"].studies, truth.studies)
+    assert any(point is not None for point in points.present_from)
+    card = json.loads((summary.out / CARD).read_text())
+    assert card["operating_points"] == points.to_json()
+
+
+def test_a_label_of_few_studies_has_no_operating_point(trained):
+    """Of 22 studies none has twenty with it and twenty without."""
+    assert load_bundle(trained[0].out, CPU).operating_points == NO_POINTS
 
 
 def test_labels_of_other_images_are_refused_with_the_first_names(given, write_labels, tmp_path):

@@ -24,11 +24,12 @@ from ich_seq.encoder import build_encoder, with_head
 from ich_seq.engines import Embedder
 from ich_seq.extraction import read_study
 from ich_seq.figures import Predicted
+from ich_seq.highlights import KEY_APART, KEY_SLICES, flags, key_slices
 from ich_seq.labels import LABELS
 from ich_seq.novelty import STRANGE, Familiar
 from ich_seq.report import StudyPrediction, StudyResult, said_of_study
 from ich_seq.studies import Counts, Geometry, Study, find_studies
-from ich_seq.study_pages import KEY_APART, KEY_SLICES, StudyPages, flags, key_slices, study_page
+from ich_seq.study_pages import StudyPages, study_page
 
 pytest_plugins = ["browser"]
 

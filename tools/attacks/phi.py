@@ -30,6 +30,11 @@ DONE, REFUSED, NOTHING, BROKEN, KILLED = (0, 3), (2,), (4,), (1,), (137,)
 NAMED = ("PatientID ", "name of ")
 """What --phi asks for: Patient IDs and names of files."""
 
+FILED_BY = (
+    "PatientID ", "PatientName ", "AccessionNumber ", "ReferringPhysicianName ", "StudyID ", "IssuerOfPatientID ",
+)  # fmt: skip
+"""What --sr asks for, in OUT/sr/ alone: by what an archive files a study. Dates and a sex that are words are none."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
@@ -77,8 +82,9 @@ def run(work: Path, *, scene: Scene, zygote: Zygote, scale: float, seed: int = 0
     for trial in tried:
         _try(trial, ground, zygote, seen)
     _try_named(ground, zygote, seen)
+    _try_sr(ground, zygote, seen)
     return Outcome(
-        trials=len(tried) + 1,
+        trials=len(tried) + 2,
         failures=tuple(seen.failures),
         figures={
             "canaries": len(flock.words),
@@ -144,8 +150,12 @@ def _try(trial: Trial, ground: Ground, zygote: Zygote, seen: Seen) -> None:
     if done.code not in trial.codes:
         seen.failures.append(f"{trial.name}: it ended with {done.code}, not {trial.codes} ({done.stderr[-200:]!r})")
     _search(trial, trial.out, ground.flock, seen)
+    _search_said(trial, done, ground.flock, seen)
+
+
+def _search_said(trial: Trial, done: Done, flock: Flock, seen: Seen) -> None:
     for name in ("stdout", "stderr"):
-        found = list(ground.flock.found_in(getattr(done, name).encode()))
+        found = list(flock.found_in(getattr(done, name).encode()))
         told = [what for what in found if not what.startswith("root folder")]  # the user's own argument
         seen.failures += [f"{trial.name}: {name} tells {what}" for what in told[:3]]
 
@@ -219,3 +229,33 @@ def _try_named(ground: Ground, zygote: Zygote, seen: Seen) -> None:
         seen.failures.append(f"predict --phi: it tells no {kind}..., and ended with {done.code}")
     others = [word for word in told.split(") ") if word and not word.startswith(NAMED)]
     seen.failures += [f"predict --phi: it tells {what}" for what in others[:3]]
+
+
+def _try_sr(ground: Ground, zygote: Zygote, seen: Seen) -> None:
+    """See that the DICOM objects of --sr name what they are filed by and nothing else, and that no other file does."""
+    out = ground.work / "made" / "sr"
+    bundle = str(ground.scene.root / "bundle")
+    given = (
+        "predict",
+        str(ground.root),
+        "--bundle",
+        bundle,
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--no-report",
+        "--sr",
+    )
+    trial = Trial(name="predict --sr", arguments=(*given, "--out", str(out)), out=out)
+    done = _run(trial, ground, zygote, seen)
+    objects = sorted((out / "sr").glob("*.dcm"))
+    told = [what for path in objects for what in ground.flock.found_in(path.read_bytes())]
+    for kind in (kind for kind in FILED_BY if not any(what.startswith(kind) for what in told)):
+        seen.failures.append(f"predict --sr: it is not filed by {kind}..., and ended with {done.code}")
+    others = [what for what in told if not what.startswith(FILED_BY)]
+    seen.failures += [f"predict --sr: an object tells {what}" for what in others[:3]]
+    for path in objects:
+        path.unlink()
+    _search(trial, out, ground.flock, seen)
+    _search_said(trial, done, ground.flock, seen)

@@ -54,20 +54,20 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="DICOM_OR_TABLE", type=Place())
+@click.argument("source", metavar="DICOM_OR_TABLE...", type=Place(), nargs=-1, required=True)
 @click.option("--labels", type=Place(), help="Slice labels, a CSV file. [default: the table's own]")
 @out_option
 @phi_option
 @workers_option
 @telling
 def explore(
-    source: Path, labels: Path | None, out: Path, phi: bool, workers: int | None, as_json: bool, quiet: bool
+    source: tuple[Path, ...], labels: Path | None, out: Path, phi: bool, workers: int | None, as_json: bool, quiet: bool
 ) -> None:
     """See what data holds before anything is trained: one page with charts and pictures, and all its numbers.
 
-    DICOM_OR_TABLE is a folder of DICOM files, or a CSV: a row a slice with DICOM keywords as columns, a label file,
-    or a row a study. Writes exploration.html, exploration.json, figures.csv (its numbers), studies.csv (a row a study)
-    and rejected.csv (what was not used, and why).
+    DICOM_OR_TABLE is folders, files, zip archives or DICOMDIRs of DICOM files, or a CSV: a row a slice with DICOM
+    keywords as columns, a label file, or a row a study. Writes exploration.html, exploration.json, figures.csv (its
+    numbers), studies.csv (a row a study) and rejected.csv (what was not used, and why).
 
     \b
     ich-seq explore stage_2_train --labels stage_2_train.csv --out exploration
@@ -93,7 +93,7 @@ def explore(
 @common
 @workers_option
 def train_cnn(
-    dicom: Path,
+    dicom: tuple[Path, ...],
     labels: Path,
     out: Path,
     fold: str,
@@ -108,6 +108,7 @@ def train_cnn(
 ) -> None:
     """Train the slice encoder on labelled DICOM files, a network a patient fold.
 
+    DICOM is folders, files, zip archives or DICOMDIRs.
     Each network learns from all folds but its own. Finished folds stay and a broken one goes on at its
     last state; under torchrun all processes train together. Afterwards extract-features --cnn OUT embeds
     every study by a network that did not learn from its patient.
@@ -152,7 +153,7 @@ def train_cnn(
 @common
 @workers_option
 def extract_features(
-    dicom: Path | None,
+    dicom: tuple[Path, ...],
     dicomweb: str | None,
     studies: tuple[str, ...],
     out: Path,
@@ -166,11 +167,11 @@ def extract_features(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Embed the slices of every study in a folder of DICOM files.
+    """Embed the slices of every study in DICOM files.
 
-    DICOM is searched with all its subfolders; files may have any name, and the studies may lie mixed in
-    one folder. With --dicomweb studies are fetched from an archive instead. Writes a feature store; a broken run is
-    taken up where it ended. Under torchrun the processes share out the studies.
+    DICOM is folders, searched with all their subfolders, files, zip archives or DICOMDIRs; files may have any name, and
+    the studies may lie mixed. With --dicomweb studies are fetched from an archive instead. Writes a feature store; a
+    broken run is taken up where it ended. Under torchrun the processes share out the studies.
 
     \b
     ich-seq extract-features stage_2_train --cnn cnn --out features
@@ -268,7 +269,7 @@ def train_rnn(
 @common
 @workers_option
 def predict(
-    dicom: Path | None,
+    dicom: tuple[Path, ...],
     dicomweb: str | None,
     studies: tuple[str, ...],
     bundle: Path,
@@ -283,8 +284,10 @@ def predict(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Give every slice and study its six probabilities: of a folder, DICOM, or of an archive, --dicomweb.
+    """Give every slice and study its six probabilities.
 
+    DICOM is folders, files, zip archives, read without unpacking, or DICOMDIRs, of which the files they name are read.
+    With --dicomweb studies are fetched from an archive instead.
     Writes report.html (a worklist, and a page a study with its key slices), studies.csv (likeliest first), slices.csv
     (feet to head), submission.csv (Kaggle's form), rejected.csv (files not used, and why) and run.json. Under torchrun
     the processes share out the studies.
@@ -323,7 +326,7 @@ def predict(
 @click.option("--labels", required=True, type=Place(), help="Labels of slices or of studies, a CSV file.")
 @out_option
 @click.option("--bundle", type=Place(), help="What train-rnn wrote: was it trained on these labels?")
-@click.option("--dicom", type=Place(), help="What was predicted, for pictures of failures.")
+@click.option("--dicom", multiple=True, type=Place(), help="What was predicted, for pictures of failures.")
 @click.option(
     "--prevalence",
     "shares",
@@ -340,7 +343,7 @@ def evaluate(
     labels: Path,
     out: Path,
     bundle: Path | None,
-    dicom: Path | None,
+    dicom: tuple[Path, ...],
     shares: tuple[str, ...],
     resamples: int,
     as_json: bool,
@@ -367,13 +370,14 @@ def evaluate(
             labels,
             out,
             bundle=bundle,
-            dicom=dicom,
+            dicom=dicom or None,
             prevalence=read_shares(shares),
             resamples=resamples,
             progress=progress,
         )
-    if dicom is not None and summary.evaluation["failures"] and not summary.pictured:
-        click.echo(f"No picture: {printable(str(dicom))} holds none of the slices that the page names.", err=True)
+    if dicom and summary.evaluation["failures"] and not summary.pictured:
+        held = printable(", ".join(map(str, dicom)))
+        click.echo(f"No picture: {held} holds none of the slices that the page names.", err=True)
     made_by = summary.evaluation.get("bundle", {})
     if made_by.get("trained_on_these_labels") and made_by["made_the_predictions"] is not False:
         click.echo(

@@ -40,12 +40,13 @@ from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, load_encod
 from ich_seq.figures import Predicted, Truth, judge
 from ich_seq.files import locked_folder, sha256_bytes, sha256_file, short_hash, spare_others, write_bytes
 from ich_seq.fitting import Fitted, Log, SliceNetwork, Task, fit, predict_rows, steps_an_epoch
+from ich_seq.inputs import Given, as_paths, check_input
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
 from ich_seq.samples import LabelledSlices, label_slices
 from ich_seq.store import REJECTED
-from ich_seq.studies import Counts, Findings, account, check_input, find_studies
+from ich_seq.studies import Counts, Findings, account, find_studies
 from ich_seq.tables import csv_table
 from ich_seq.weights import tensor_bytes, write_tensors
 
@@ -87,7 +88,7 @@ class Data:
 
 
 def train_cnn(
-    root: str | Path,
+    root: Given,
     labels: str | Path,
     out: str | Path,
     config: Config | None = None,
@@ -99,7 +100,7 @@ def train_cnn(
     phi: bool = False,
     progress: Progress = silent,
 ) -> CnnSummary:
-    """Train the encoder on labelled slices, once for each patient fold (or for `fold` alone), into `out`.
+    """Train the encoder on labelled slices in `root`, once for each patient fold (or for `fold` alone), into `out`.
 
     Each network learns from all folds but its own, which it then predicts; the figures are made of
     these predictions. Finished folds stay, a broken one goes on at its last state, to the same bytes.
@@ -108,7 +109,7 @@ def train_cnn(
     Raises UsageError if no slice has labels, if there is no such fold, or if `out` is a run of other
     settings or data.
     """
-    root, labels, out, config = Path(root), Path(labels), Path(out), config or Config()
+    root, labels, out, config = as_paths(root), Path(labels), Path(out), config or Config()
     workers, folds = choose_workers(workers), _wanted(fold, config)
     check_input(root, out)
     spare_others(out, PLAN)
@@ -127,7 +128,7 @@ def train_cnn(
         return _sum_up(out, data, config, group)
 
 
-def _read(root: Path, labels: Path, out: Path, config: Config, workers: int, phi: bool, progress: Progress) -> Data:
+def _read(root: Given, labels: Path, out: Path, config: Config, workers: int, phi: bool, progress: Progress) -> Data:
     findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
     slices, unlabelled = label_slices(findings.studies, read_labels(labels))
     if not len(slices):
@@ -216,7 +217,7 @@ def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboar
         if task.group.writes:
             write_bytes(folder / HELD_OUT, held_out)
             sha256 = sha256_bytes(held_out)
-            unread = tuple(sorted(refused.union(fitted.refused), key=lambda u: u.file))
+            unread = tuple(sorted(refused.union(fitted.refused), key=lambda u: (u.file, u.frame)))
             write_fold(out, FoldResult(task.fold, spec, fitted.curve, fitted.epoch, sha256, unread))
             drop_checkpoint(folder, task.name)
     task.group.wait()

@@ -7,8 +7,9 @@ without an error, or memory for an image that nobody asked for. Here the bytes a
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import BinaryIO
 
 from pydicom.uid import HTJ2K, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, RLELossless
@@ -60,13 +61,13 @@ def read_frame(stream: BinaryIO, end: int) -> bytes:
     return b"".join(_fragments(stream, end))
 
 
-def frame_start(stream: BinaryIO, end: int, rows: int, columns: int) -> bytes:
-    """Return at most LOOKED_AT first bytes of the frame; walk over all its fragments to see that they are there.
+def frame_start(stream: BinaryIO, places: Iterable[tuple[int, int]], rows: int, columns: int) -> bytes:
+    """Return at most LOOKED_AT first bytes of a frame whose fragments lie at `places`, over all of which it walks.
 
-    Refused besides what `read_frame` refuses (TOO_LARGE): a frame that is longer than any of this size.
+    Refused (TOO_LARGE): a frame that is longer than any of this size.
     """
     head, total = b"", 0
-    for start, length in _fragment_places(stream, end):
+    for start, length in places:
         if len(head) < LOOKED_AT:
             stream.seek(start)
             head += stream.read(min(length, LOOKED_AT - len(head)))
@@ -77,14 +78,54 @@ def frame_start(stream: BinaryIO, end: int, rows: int, columns: int) -> bytes:
     return head
 
 
+def frame_places(stream: BinaryIO, end: int, count: int) -> list[list[tuple[int, int]]]:
+    """Return where the fragments of each of `count` frames begin and how long they are (PS3.5 A.4).
+
+    The stream stands behind the element's length. As many fragments as frames are a frame each; of more the Basic
+    Offset Table has to tell. Refused (PIXEL_DATA): fragments that are cut short, or not to be told apart.
+    """
+    table = _offset_table(stream, end)
+    fragments = list(fragment_places(stream, end))
+    starts = {start - fragments[0][0]: number for number, (start, _) in enumerate(fragments)}
+    firsts = list(range(count)) if len(fragments) == count else [starts.get(offset, -1) for offset in table]
+    if len(firsts) != count or firsts[0] != 0 or any(a >= b for a, b in pairwise(firsts)):
+        raise Refused(Reason.PIXEL_DATA, f"Which of {len(fragments)} fragments make {count} frames is not told.")
+    return [fragments[a:b] for a, b in pairwise([*firsts, len(fragments)])]
+
+
+def read_items(stream: BinaryIO, end: int) -> bytes:
+    """Return the frame whose fragments begin where the stream stands and end at `end`. Refused (PIXEL_DATA)."""
+    parts = []
+    while stream.tell() < end:
+        head = stream.read(8)
+        length = int.from_bytes(head[4:], "little")
+        if len(head) < 8 or head[:4] != ITEM or stream.tell() + length > end:
+            raise Refused(Reason.PIXEL_DATA, "The compressed frame is not where it was; copy the file again.")
+        parts.append(stream.read(length))
+    return b"".join(parts)
+
+
+def _offset_table(stream: BinaryIO, end: int) -> list[int]:
+    """Return the Basic Offset Table, the first item of encapsulated pixel data; the stream stays where it is."""
+    place = stream.tell()
+    head = stream.read(8)
+    length = min(int.from_bytes(head[4:], "little"), 4 * MAX_FRAGMENTS, max(0, end - place))
+    table = stream.read(length - length % 4) if head[:4] == ITEM else b""
+    stream.seek(place)
+    return [int.from_bytes(table[i : i + 4], "little") for i in range(0, len(table), 4)]
+
+
 def _fragments(stream: BinaryIO, end: int) -> Iterator[bytes]:
-    for start, length in _fragment_places(stream, end):
+    for start, length in fragment_places(stream, end):
         stream.seek(start)
         yield stream.read(length)
 
 
-def _fragment_places(stream: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
-    """Yield where each fragment begins and how long it is; the first item is the offset table and none."""
+def fragment_places(stream: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
+    """Yield where each fragment begins and how long it is; the first item is the offset table and none.
+
+    The stream stands behind the element's length. Refused (PIXEL_DATA): what is no item, or reaches beyond `end`.
+    """
     place = stream.tell()
     for number in range(MAX_FRAGMENTS):
         stream.seek(place)
@@ -97,7 +138,7 @@ def _fragment_places(stream: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
         if number:
             yield place + 8, length
         place += 8 + length
-    raise Refused(Reason.PIXEL_DATA, f"One frame in more than {MAX_FRAGMENTS} fragments.")
+    raise Refused(Reason.PIXEL_DATA, f"Pixel data in more than {MAX_FRAGMENTS} fragments.")
 
 
 def check_frame(head: bytes, syntax: str, rows: int, columns: int) -> None:

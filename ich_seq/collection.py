@@ -11,12 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ich_seq import UsageError
+from ich_seq.inputs import Given, as_paths, check_input, named
 from ich_seq.label_statistics import any_of_groups, places
 from ich_seq.labels import LABELS, SliceLabels, read_labels
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused
 from ich_seq.slice_tables import StudyTable, is_table, read_slice_table, read_study_table, table_kind
-from ich_seq.studies import Counts, Findings, Study, account, check_input, find_studies, group_studies
+from ich_seq.studies import Counts, Findings, Study, account, find_studies, group_studies
 
 LABELS_THEMSELVES = ("labels", "studies")
 """Kinds of tables that hold labels and no slice that could have others."""
@@ -40,8 +41,9 @@ class Collection:
         """Return the collection without slices that turned out to be unreadable; they are counted as rejected."""
         if not refused:
             return self
-        lost = {u.file for u in refused}
-        studies, _ = group_studies(h for study in self.studies for h in study.slices if h.file not in lost)
+        lost = {(u.file, u.frame) for u in refused}
+        slices = (h for study in self.studies for h in study.slices)
+        studies, _ = group_studies(h for h in slices if (h.file, h.frame) not in lost)
         unused, counts = account(Findings(self.studies, self.unused, self.counts.files), refused)
         return replace(self, studies=tuple(studies), unused=tuple(unused), counts=counts)
 
@@ -66,7 +68,7 @@ class Labelling:
 
 
 def collect(
-    source: Path,
+    source: Given,
     labels: Path | None,
     *,
     skip: Path | None = None,
@@ -74,37 +76,43 @@ def collect(
     hide_names: bool = False,
     progress: Progress = silent,
 ) -> Collection:
-    """Read what there is at `source`; `labels` stand in for those of a table of slices.
+    """Read what there is at `source`, one path or several; `labels` stand in for those of a table of slices.
 
     With `hide_names` files are known by a hash, as `studies.find_studies` has it.
 
-    Raises UsageError for what is neither a folder of DICOM files nor a table of a known form, and for labels of which
-    none belongs to a slice that is there; NothingUsableError for an empty folder.
+    Raises UsageError for what is neither a folder of DICOM files nor a table of a known form, for a table among other
+    inputs, and for labels of which none belongs to a slice that is there; NothingUsableError for an empty folder.
     """
-    check_input(source)
-    kind = table_kind(source) if is_table(source) else "dicom"
+    paths = as_paths(source)
+    check_input(paths)
+    tables = [path for path in paths if is_table(path)]
+    if tables and len(paths) > 1:
+        raise UsageError(f"A table is explored by itself; give {tables[0]} alone.")
+    kind = table_kind(paths[0]) if tables else "dicom"
     if labels is not None and kind in LABELS_THEMSELVES:
-        raise UsageError(f"{source} holds labels itself and no slices that others could belong to; leave out --labels.")
+        raise UsageError(
+            f"{paths[0]} holds labels itself and no slices that others could belong to; leave out --labels."
+        )
     given = None if labels is None else read_labels(labels)
     if kind == "labels":
-        return _of_labels(source)
+        return _of_labels(paths[0])
     if kind == "studies":
-        return _of_studies(source)
+        return _of_studies(paths[0])
     if kind == "slices":
-        table = read_slice_table(source)
+        table = read_slice_table(paths[0])
         studies, left_over = group_studies(table.headers)
         unused = sorted([*table.unused, *left_over], key=lambda u: (u.file, u.reason, u.study_uid))
         findings, own = Findings(tuple(studies), tuple(unused), table.n_rows), table.labels
     else:
-        findings, own = find_studies(source, skip=skip, workers=workers, hide_names=hide_names, progress=progress), None
-    return _of_slices(kind, source, findings, own if given is None else given)
+        findings, own = find_studies(paths, skip=skip, workers=workers, hide_names=hide_names, progress=progress), None
+    return _of_slices(kind, paths, findings, own if given is None else given)
 
 
-def _of_slices(kind: str, source: Path, findings: Findings, labels: SliceLabels | None) -> Collection:
+def _of_slices(kind: str, source: Given, findings: Findings, labels: SliceLabels | None) -> Collection:
     unused, counts = account(findings, ())
     found = Collection(kind=kind, studies=findings.studies, unused=tuple(unused), counts=counts, labels=labels)
     if labels is not None and findings.studies and not (_rows(found, labels) >= 0).any():
-        raise UsageError(f"No label belongs to a slice of {source}: are these the labels of these studies?")
+        raise UsageError(f"No label belongs to a slice of {named(source)}: are these the labels of these studies?")
     return found
 
 

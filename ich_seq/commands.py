@@ -164,17 +164,17 @@ phi_option = click.option(
     is_flag=True,
     help="Write Patient IDs and names of files (protected health information), not hashes and numbers.",
 )
-dicom_argument = click.argument("dicom", type=Place())
+dicom_argument = click.argument("dicom", type=Place(), nargs=-1, required=True)
 
 
 def dicom_source(command: Command) -> Command:
-    """Add what names the studies of a run: a folder, or an archive and UIDs."""
+    """Add what names the studies of a run: files and folders, or an archive and UIDs."""
     for option in (
         click.option(
             "--study", "studies", multiple=True, metavar="UID", help="A study to fetch; give it once for each."
         ),
         click.option("--dicomweb", metavar="URL", help="Fetch studies from this archive, in place of DICOM."),
-        click.argument("dicom", type=Place(), required=False),
+        click.argument("dicom", type=Place(), nargs=-1),
     ):
         command = option(command)
     return command
@@ -194,11 +194,11 @@ send_option = click.option(
 )
 
 
-def read_source(dicom: Path | None, dicomweb: str | None, studies: tuple[str, ...]) -> Source:
+def read_source(dicom: tuple[Path, ...], dicomweb: str | None, studies: tuple[str, ...]) -> Source:
     """Return the one source that was given; click's UsageError says what is missing or too much."""
-    if dicomweb is None and dicom is not None and not studies:
+    if dicomweb is None and dicom and not studies:
         return dicom
-    if dicomweb is None or dicom is not None or not studies:
+    if dicomweb is None or dicom or not studies:
         raise click.UsageError("Give either DICOM, or --dicomweb URL and a --study UID or more.")
     from ich_seq.sources import ArchivedStudies
 
@@ -253,7 +253,7 @@ def name_unlabelled(unlabelled: tuple[str, ...]) -> None:
 
 def counted(summary: ExtractionSummary | PredictionSummary) -> str:
     """Return in a line what was used, and where the result lies."""
-    return f"{summary.studies} studies, {summary.counts.used} slices -> {printable(str(summary.out))}"
+    return f"{summary.studies} studies, {summary.counts.used} files -> {printable(str(summary.out))}"
 
 
 def finish_reading(
@@ -272,21 +272,22 @@ def finish_reading(
     """
     from dataclasses import asdict
 
-    counts = summary.counts
+    counts, listed = summary.counts, printable(str(summary.out / "rejected.csv"))
     if counts.reasons:
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
         click.echo(
             f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected ({reasons}); "
-            f"{printable(str(summary.out / 'rejected.csv'))} lists each.",
+            f"{listed} lists each.",
             err=True,
         )
+    if counts.lost_frames:
+        click.echo(f"Of files that were used {counts.lost_frames} frames were rejected; {listed} lists each.", err=True)
     finish({"out": str(summary.out), "studies": summary.studies, **asdict(counts), **more}, text, as_json=as_json)
     if trouble is not None:
         raise trouble
     # torchrun takes any other code for a failure: it ends the other processes and says FAILED
-    sys.exit(
-        EXIT_SOME_REJECTED if (counts.rejected or lacking) and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE
-    )
+    lacking = lacking or counts.rejected + counts.lost_frames > 0
+    sys.exit(EXIT_SOME_REJECTED if lacking and "TORCHELASTIC_RUN_ID" not in os.environ else EXIT_DONE)
 
 
 def finish_predicting(summary: PredictionSummary, *, sr: bool, send: str | None, as_json: bool) -> NoReturn:

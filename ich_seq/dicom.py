@@ -1,7 +1,7 @@
 """One DICOM file: its header, checked. With `hounsfield` the only reader of DICOM.
 
-Nothing here decides about studies. Every file ends as a `SliceHeader` or as an `Unused` with a reason
-code; a file is never repaired by guessing.
+Nothing here decides about studies. Every file ends as a `SliceHeader`, or one a frame, or as an `Unused` with a
+reason code; a file is never repaired by guessing.
 """
 
 from __future__ import annotations
@@ -9,91 +9,56 @@ from __future__ import annotations
 import math
 import os
 import re
-import threading
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import BinaryIO
+from pathlib import Path, PurePath
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
-from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
     LegacyConvertedEnhancedCTImageStorage,
-    RLELossless,
 )
 
-from ich_seq.codestreams import check_frame, frame_start
-from ich_seq.dicom_files import check_size, check_status, inflated, read_syntax, seek_dataset, sparing
+from ich_seq.codestreams import check_frame, fragment_places, frame_places, frame_start
+from ich_seq.dicom_files import (
+    MAX_FILE_BYTES,
+    MAX_MULTI_FRAME_BYTES,
+    check_size,
+    inflated,
+    opened,
+    read_syntax,
+    seek_dataset,
+)
 from ich_seq.elements import (
     TAG_NUMBERS,
-    UNDEFINED_LENGTH,
     numbers,
     once,
     optional_whole,
+    raw_value,
     required,
     required_whole,
     text,
     whole,
     words,
 )
-from ich_seq.files import open_unwaiting
+from ich_seq.functional_groups import PER_FRAME, SHARED, read_frames
+from ich_seq.pixel_data import Fragments, check_length, native_places, pixel_value
 from ich_seq.reasons import Reason, Refused, Unused
-
-NATIVE: dict[str, str] = {
-    ImplicitVRLittleEndian: "<",
-    ExplicitVRLittleEndian: "<",
-    ExplicitVRBigEndian: ">",
-    DeflatedExplicitVRLittleEndian: "<",
-}
-"""Uncompressed transfer syntaxes and the byte order of their pixels."""
-
-PLUGINS: dict[str, str] = {
-    RLELossless: "pydicom",
-    JPEG2000Lossless: "pylibjpeg",
-    JPEG2000: "pylibjpeg",
-    HTJ2KLossless: "pylibjpeg",
-    HTJ2KLosslessRPCL: "pylibjpeg",
-    HTJ2K: "pylibjpeg",
-    JPEGLossless: "pylibjpeg",
-    JPEGLosslessSV1: "pylibjpeg",
-    JPEGLSLossless: "pyjpegls",
-    JPEGLSNearLossless: "pyjpegls",
-    JPEGExtended12Bit: "pylibjpeg",
-}
-"""The decoder of each compressed syntax, chosen here and not by pydicom: with every plugin installed it
-would take GDCM first, which aborts the process on damaged frames. Of a JPEG-LS frame that is cut short
-pylibjpeg makes an image without a word, pyjpegls an error."""
-
-NEEDS_JPEG_EXTRA = {JPEGLossless, JPEGLosslessSV1, JPEGExtended12Bit}
-"""Syntaxes whose decoder is under the GPL and so not a hard dependency: pip install 'ich-seq[jpeg]'."""
-
-CT_CLASSES = {CTImageStorage, ""}
-"""RSNA 2019 files carry no SOP Class UID."""
+from ich_seq.streams import Form, lenient, next_tag, sparing
+from ich_seq.syntaxes import NATIVE, readable_syntax
 
 MULTI_FRAME_CLASSES = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+CT_CLASSES = {CTImageStorage, *MULTI_FRAME_CLASSES, ""}
+"""RSNA 2019 files carry no SOP Class UID."""
+
 SECONDARY_CAPTURE_ROOT = "1.2.840.10008.5.1.4.1.1.7"
 LOCALIZER_WORDS = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"}
-SYNTAX_FORM = re.compile("[0-9.]{1,64}")
 UID_FORM = re.compile("[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 """Wider than DICOM's digits and dots, since anonymisers write all kinds of names: RSNA's are ID_..."""
 
@@ -121,21 +86,22 @@ MAX_SCANNER_LETTERS = 2 * 64
 """DICOM PS3.5 6.2: a Long String, as maker and model are, has 64 letters at most."""
 
 FIRST_PIXEL_TAG = 0x7FE00008
-PADDING_BYTES = 16
-"""Some writers fill up the element; a column too many, which would shear the image, is longer than this."""
-
-PYDICOM_STATE = threading.Lock()
-"""pydicom's validation and Python's warning filters are the process's own; two threads must not swap them at once."""
+ITEM_HEAD_BYTES = 8
+MAX_FRAMES = 2048
+"""Of a file, as many as a series may have slices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SliceHeader:
     """What is known of one slice before its pixels are read; every value has passed the gate.
 
-    `position_mm` is Image Position (Patient), `orientation` the six direction cosines (row, column),
-    `spacing_mm` (between rows, between columns), `scanner` its maker and model, empty where unknown. `pixel_offset` is
-    where the value of Pixel Data begins in the file, or in what a deflated one inflates to. `file` is the name that
-    reports give it; `file_bytes` and `modified_ns` tell later whether the file is still the same.
+    It lies in the file at `path`, or in this `member` of the archive that the file is. `sop_uid` is the slice's own
+    name: the SOP Instance UID, and behind it _frame and the number where a file has several; `frame` is that number,
+    from 1 as DICOM has it, and 0 where the file is one slice. `position_mm` is Image Position (Patient), `orientation`
+    the six direction cosines (row, column), `spacing_mm` (between rows, between columns), `scanner` its maker and
+    model, empty where unknown. `pixel_offset` is where the value of Pixel Data, or a frame of it, begins in the file or
+    member, or in what a deflated one inflates to; `pixel_end` is where a frame among several ends. `file` is the name
+    that reports give it; `file_bytes` and `modified_ns`, of the file at `path`, tell later whether it is the same.
     """
 
     path: Path
@@ -162,88 +128,200 @@ class SliceHeader:
     file_bytes: int
     modified_ns: int
     scanner: str = ""
+    member: str = ""
+    frame: int = 0
+    pixel_end: int = 0
+
+    @property
+    def instance_uid(self) -> str:
+        """Return the SOP Instance UID of the file, which frames share."""
+        return self.sop_uid.removesuffix(frame_suffix(self.frame)) if self.frame else self.sop_uid
 
 
-def read_header(path: Path, file: str) -> SliceHeader | Unused:
-    """Read and check the header of one file; the pixels are not read, the patient's name never is.
+def frame_suffix(frame: int) -> str:
+    """Return what a frame's name has behind the SOP Instance UID; no UID of DICOM's own digits and dots ends so."""
+    return f"_frame{frame}"
 
-    `file` is the name under which the file is reported. Never raises for what a file holds: whatever
-    is wrong comes back as `Unused`.
+
+class _Origin(NamedTuple):
+    """Where a header comes from: what is known of a file beside its elements."""
+
+    path: Path
+    member: str
+    file: str
+    syntax: str
+    status: os.stat_result
+
+
+def read_headers(path: Path, file: str, member: str = "") -> tuple[SliceHeader | Unused, ...]:
+    """Read and check the header of one file, or of a member of an archive; one of enhanced CT has one for each frame.
+
+    `file` is the name under which it is reported. The pixels are not read, the patient's name never is. Never raises
+    for what a file holds: whatever is wrong comes back as `Unused`, of the file or of a frame.
     """
     try:
-        with PYDICOM_STATE, pydicom_config.disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # RSNA's UIDs are no UIDs, others misspell character sets: no faults
-            return _read_header(path, file)
+        with lenient():
+            return _read_headers(path, file, member)
     except Refused as refusal:
-        return refusal.verdict(file)
+        return (refusal.verdict(file),)
     except OSError as error:
         if error.errno is None:  # pydicom's own, of a sequence that ends too early
-            return Unused(file, Reason.DAMAGED_HEADER, "The header ends within a sequence; copy the file again.")
-        return Unused(file, Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.")
+            return (Unused(file, Reason.DAMAGED_HEADER, "The header ends within a sequence; copy the file again."),)
+        return (Unused(file, Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}."),)
     except Exception as error:  # whatever a parser makes of hostile bytes is a verdict on this file
-        return Unused(file, Reason.DAMAGED_HEADER, f"The header cannot be parsed ({type(error).__name__}).")
+        return (Unused(file, Reason.DAMAGED_HEADER, f"The header cannot be parsed ({type(error).__name__})."),)
 
 
-def _read_header(path: Path, file: str) -> SliceHeader:
-    check_status(path.stat())  # before it is opened: that alone can wind a tape, or wait for a pipe's other end
-    with open_unwaiting(path) as stream:
-        status = os.fstat(stream.fileno())
-        check_status(status)
-        seek_dataset(stream, path)
-        check_size(status)
+def _read_headers(path: Path, file: str, member: str) -> tuple[SliceHeader | Unused, ...]:
+    with opened(path, member) as (stream, status, size):
+        seek_dataset(stream, PurePath(member) if member else path)
+        check_size(size, MAX_FILE_BYTES if member else MAX_MULTI_FRAME_BYTES)
         syntax = read_syntax(stream)
         deflated = syntax == DeflatedExplicitVRLittleEndian
-        content, end = inflated(stream) if deflated else (stream, status.st_size)
+        if deflated:
+            check_size(size)
+        content, end = inflated(stream) if deflated else (stream, size)
         dataset = _parse(content, syntax)
+        origin = _Origin(path, member, file, syntax, status)
         try:
+            if text(dataset, "SOPClassUID") in MULTI_FRAME_CLASSES:
+                return _frame_headers(dataset, content, end, origin)
+            check_size(size)
             _check_kind(dataset)
-            implicit = bool(dataset.original_encoding[0])
-            return _locate_pixels(_slice_header(dataset, path, file, syntax, status), content, end, implicit)
+            return (_locate_pixels(_slice_header(dataset, origin), content, end, _form(dataset)),)
         except Refused as refusal:
             refusal.study_uid = _plain(text(dataset, "StudyInstanceUID"))
             raise
 
 
 def _parse(stream: BinaryIO, syntax: str) -> Dataset:
-    """Parse the header up to the pixel data, where the stream is left."""
+    """Parse the header up to the pixel data, or to the groups of frames of enhanced CT, where the stream is left."""
+    seen: set[int] = set()
+    form = Form(syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian)
+    dataset = _parse_to((SHARED, PER_FRAME), stream, form, seen)
+    if next_tag(stream, form) < FIRST_PIXEL_TAG and text(dataset, "SOPClassUID") not in MULTI_FRAME_CLASSES:
+        dataset.update(_parse_to((), stream, _form(dataset), seen))
+    return dataset
+
+
+def _parse_to(ends: tuple[int, ...], stream: BinaryIO, form: Form, seen: set[int]) -> Dataset:
     return read_dataset(
         sparing(stream),
-        syntax == ImplicitVRLittleEndian,
-        syntax != ExplicitVRBigEndian,
-        stop_when=once(lambda tag: tag >= FIRST_PIXEL_TAG),
+        form.implicit,
+        form.little,
+        stop_when=once(lambda tag: tag >= FIRST_PIXEL_TAG or tag in ends, seen),
         specific_tags=TAG_NUMBERS,
     )
 
 
+def _form(dataset: Dataset) -> Form:
+    """Return how a data set was found to be written, which is not always as its transfer syntax says."""
+    implicit, little = dataset.original_encoding
+    return Form(bool(implicit), bool(little))
+
+
+def _frame_headers(dataset: Dataset, stream: BinaryIO, end: int, origin: _Origin) -> tuple[SliceHeader | Unused, ...]:
+    """Return the headers of the frames of enhanced CT; the stream stands before their groups and ends at `end`."""
+    _check_kind(dataset)
+    if origin.syntax == DeflatedExplicitVRLittleEndian:
+        raise Refused(Reason.MULTI_FRAME, "Frames that are deflated together are not read; convert the file (dcmconv).")
+    count = required_whole(dataset, "NumberOfFrames")
+    if not 1 <= count <= MAX_FRAMES:
+        raise Refused(Reason.MULTI_FRAME, f"{count} frames in a file; a head has 1 to {MAX_FRAMES}.")
+    frames = read_frames(stream, dataset, form := _form(dataset))
+    if len(frames) != count:
+        raise Refused(Reason.MULTI_FRAME, f"{count} frames, but functional groups of {len(frames)}.")
+    _parse_to((), stream, form, set())
+    places = _frame_places(dataset, stream, end, count, origin.syntax)
+    headers = [
+        _frame_header(frame, number, place, stream, origin)
+        for number, (frame, place) in enumerate(zip(frames, places, strict=True), start=1)
+    ]
+    return tuple(_of_one_kind(headers, frames))
+
+
+def _frame_places(dataset: Dataset, stream: BinaryIO, end: int, count: int, syntax: str) -> list[Fragments]:
+    """Return where the pixels of each frame lie and how long they are, uncompressed ones in one piece."""
+    offset, length = pixel_value(stream, _form(dataset))
+    if readable_syntax(syntax) not in NATIVE:
+        stream.seek(offset)
+        return frame_places(stream, end, count)
+    rows, columns = _dimensions(dataset)
+    return native_places(offset, length, end, 2 * rows * columns, count)
+
+
+def _frame_header(
+    dataset: Dataset, number: int, places: Fragments, stream: BinaryIO, origin: _Origin
+) -> SliceHeader | Unused:
+    try:
+        _check_type(dataset)
+        header = _slice_header(dataset, origin)
+        (first, length), (last, last_length) = places[0], places[-1]
+        if header.transfer_syntax in NATIVE:
+            check_length(length, length, 2 * header.rows * header.columns)
+        else:
+            start = frame_start(stream, places, header.rows, header.columns)
+            check_frame(start, header.transfer_syntax, header.rows, header.columns)
+            first -= ITEM_HEAD_BYTES
+        named = _uid_form(header.sop_uid + frame_suffix(number), "SOPInstanceUID")
+        numbered = replace(header, sop_uid=named, frame=number, instance=number)
+        acquisition = whole(dataset, "FrameAcquisitionNumber")
+        return replace(numbered, acquisition=acquisition, pixel_offset=first, pixel_end=last + last_length)
+    except Refused as refusal:
+        refusal.study_uid = _plain(text(dataset, "StudyInstanceUID"))
+        return refusal.verdict(origin.file, number)
+
+
+def _of_one_kind(found: Sequence[SliceHeader | Unused], frames: Sequence[Dataset]) -> Iterator[SliceHeader | Unused]:
+    """Yield what was found, but of ORIGINAL and DERIVED frames the latter as left out.
+
+    Refused (MULTI_FRAME): frames of several stacks or points of time, among which nothing tells the head.
+    """
+    headers = [h for h in found if isinstance(h, SliceHeader)]
+    originals = [h for h in headers if "DERIVED" not in h.image_type]
+    taken = {h.frame for h in originals or headers}
+    stacks = {tuple(raw_value(frames[number - 1], k) for k in ("StackID", "TemporalPositionIndex")) for number in taken}
+    if len(stacks) > 1:
+        raise Refused(
+            Reason.MULTI_FRAME,
+            "Frames of several stacks or points of time; convert those of the head (dcuncat, emf2sf).",
+        )
+    detail = "Other frames of this file were taken (ORIGINAL before DERIVED)."
+    for one in found:
+        aside = isinstance(one, SliceHeader) and one.frame not in taken
+        yield Unused(one.file, Reason.OTHER_SERIES, detail, one.study_uid, one.frame) if aside else one
+
+
 def _check_kind(dataset: Dataset) -> None:
-    """Leave out what is no single-frame CT slice at all, before asking more of it."""
+    """Leave out what is no CT slice at all, before asking more of it."""
     sop_class = text(dataset, "SOPClassUID")
     if sop_class.startswith(SECONDARY_CAPTURE_ROOT):
         raise Refused(Reason.SECONDARY_CAPTURE, "A secondary capture (screenshot, dose page), not a CT slice.")
-    if sop_class in MULTI_FRAME_CLASSES:
-        raise Refused(
-            Reason.MULTI_FRAME, "Multi-frame CT is not read; convert it to one file a slice (dcuncat, emf2sf)."
-        )
     modality = text(dataset, "Modality")
     if modality not in ("CT", "") or sop_class not in CT_CLASSES:
         raise Refused(Reason.NOT_CT, "Not a CT image, by its modality or SOP class.")
     required(dataset, "Modality")  # absent, the file is damaged rather than of another kind
+    _check_type(dataset)
+
+
+def _check_type(dataset: Dataset) -> None:
     if LOCALIZER_WORDS & {word.upper() for word in words(dataset, "ImageType")}:
         raise Refused(Reason.LOCALIZER, "A scout view, by its image type.")
 
 
-def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str, status: os.stat_result) -> SliceHeader:
+def _slice_header(dataset: Dataset, origin: _Origin) -> SliceHeader:
     rows, columns = _dimensions(dataset)
     bits_stored, signed = _pixel_format(dataset)
     slope, intercept = _rescale(dataset)
     return SliceHeader(
-        path=path,
-        file=file,
+        path=origin.path,
+        member=origin.member,
+        file=origin.file,
         patient_id=text(dataset, "PatientID"),
         study_uid=_uid(dataset, "StudyInstanceUID"),
         series_uid=_uid(dataset, "SeriesInstanceUID"),
         sop_uid=_uid(dataset, "SOPInstanceUID"),
-        transfer_syntax=_readable_syntax(syntax),
+        transfer_syntax=readable_syntax(origin.syntax),
         image_type=words(dataset, "ImageType"),
         acquisition=whole(dataset, "AcquisitionNumber"),
         instance=whole(dataset, "InstanceNumber"),
@@ -258,15 +336,18 @@ def _slice_header(dataset: Dataset, path: Path, file: str, syntax: str, status: 
         slope=slope,
         intercept=intercept,
         pixel_offset=-1,
-        file_bytes=status.st_size,
-        modified_ns=status.st_mtime_ns,
+        file_bytes=origin.status.st_size,
+        modified_ns=origin.status.st_mtime_ns,
         scanner=scanner_name(text(dataset, "Manufacturer"), text(dataset, "ManufacturerModelName")),
     )
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
     """Return an identifier that can stand in a table, a page or a command without harm."""
-    value = required(dataset, keyword)
+    return _uid_form(required(dataset, keyword), keyword)
+
+
+def _uid_form(value: str, keyword: str) -> str:
     if not _plain(value):
         raise Refused(Reason.UID, f"{keyword} is no identifier: 1 to 128 of letters, digits and . _ -")
     return value
@@ -311,6 +392,8 @@ def _pixel_format(dataset: Dataset) -> tuple[int, bool]:
 
 
 def _rescale(dataset: Dataset) -> tuple[float, float]:
+    if (unit := text(dataset, "RescaleType") or "HU") != "HU":
+        raise Refused(Reason.RESCALE, f"The pixels are no Hounsfield units, by their Rescale Type ({unit[:16]}).")
     slope = numbers(dataset, "RescaleSlope", 1, Reason.RESCALE)[0]
     intercept = numbers(dataset, "RescaleIntercept", 1, Reason.RESCALE)[0]
     if abs(slope) < MIN_SLOPE or max(abs(slope), abs(intercept)) > MAX_RESCALE:
@@ -362,49 +445,17 @@ def _spacing(dataset: Dataset) -> tuple[float, float]:
     return between_rows, between_columns
 
 
-def _readable_syntax(syntax: str) -> str:
-    if syntax in NATIVE:
-        return syntax
-    if syntax not in PLUGINS:
-        named = syntax if SYNTAX_FORM.fullmatch(syntax) else "of that name"
-        raise Refused(
-            Reason.TRANSFER_SYNTAX, f"Transfer syntax {named} is not read; convert the file (dcmdjpeg, dcmconv)."
-        )
-    if PLUGINS[syntax] not in get_decoder(syntax).available_plugins:
-        remedy = "pip install 'ich-seq[jpeg]'" if syntax in NEEDS_JPEG_EXTRA else "pip install ich-seq"
-        raise Refused(Reason.TRANSFER_SYNTAX, f"No decoder for transfer syntax {syntax} is installed: {remedy}.")
-    return syntax
-
-
-def _locate_pixels(header: SliceHeader, stream: BinaryIO, end: int, implicit: bool) -> SliceHeader:
+def _locate_pixels(header: SliceHeader, stream: BinaryIO, end: int, form: Form) -> SliceHeader:
     """Check that the pixel data is there, and a compressed frame what the header says; note where it begins.
 
     The stream stands at the Pixel Data element and ends at `end`. An element shorter than the image, or a file that
     ends before its pixels do, is refused now and not when the study is half read.
     """
-    order = ">" if header.transfer_syntax == ExplicitVRBigEndian else "<"
-    head = stream.read(12)
-    if head[:4] != np.array([0x7FE0, 0x0010], f"{order}u2").tobytes():
-        raise Refused(Reason.PIXEL_DATA, "No pixel data in the file.")
-    explicit = not implicit and b"AA" <= head[4:6] <= b"ZZ"  # not by the syntax, which some files misstate
-    if explicit and head[4:6] not in (b"OW", b"OB"):
-        raise Refused(Reason.PIXEL_DATA, "The pixel data is of no kind that holds pixels (its VR).")
-    length = int(np.frombuffer((head[8:12] if explicit else head[4:8]).ljust(4, b"\0"), f"{order}u4")[0])
-    offset = stream.tell() - (0 if explicit else 4)
+    offset, length = pixel_value(stream, form)
     if header.transfer_syntax in NATIVE:
-        _check_length(length, end - offset, header.rows * header.columns * 2)
+        check_length(length, end - offset, header.rows * header.columns * 2)
     else:
         stream.seek(offset)
-        start = frame_start(stream, end, header.rows, header.columns)
+        start = frame_start(stream, fragment_places(stream, end), header.rows, header.columns)
         check_frame(start, header.transfer_syntax, header.rows, header.columns)
     return replace(header, pixel_offset=offset)
-
-
-def _check_length(length: int, left: int, expected: int) -> None:
-    if length == UNDEFINED_LENGTH:
-        raise Refused(Reason.PIXEL_DATA, "The pixels are compressed, but the transfer syntax says they are not.")
-    held = max(0, min(length, left))
-    if length > expected + PADDING_BYTES:
-        raise Refused(Reason.PIXEL_DATA, f"{length} bytes of pixel data for an image of {expected}.")
-    if held < expected:
-        raise Refused(Reason.PIXEL_DATA, f"Pixel data is cut short: {held} of {expected} bytes; copy the file again.")

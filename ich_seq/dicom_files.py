@@ -6,31 +6,57 @@ import io
 import os
 import stat
 import zlib
-from pathlib import Path
-from typing import BinaryIO, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 from pydicom.filereader import read_dataset
 from pydicom.uid import ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from ich_seq.archives import MAGIC, SUFFIX, open_member, whole_member
 from ich_seq.elements import once, text
+from ich_seq.files import open_unwaiting
 from ich_seq.reasons import Reason, Refused
+from ich_seq.streams import sparing
 
 MAX_FILE_BYTES = 1 << 27
 """Four times the largest slice, so that private elements find room."""
 
+MAX_MULTI_FRAME_BYTES = 1 << 30
+"""Of a multi-frame file: 2,048 frames of 512 x 512. It is never held in memory as a whole."""
+
 MAX_INFLATED_BYTES = 40 << 20
 """The largest slice and its header: deflate makes up to a thousand bytes of one."""
-
-MAX_HEADER_READS = 4 << 20
-"""Bytes that a parser may read of a header; elements that are not asked for are passed over, which reads nothing."""
-
-LEAST_READ = 32
-"""Bytes that a read counts at least: a parser takes as long for eight, and a sequence may be of empty items alone."""
 
 PREAMBLE_BYTES = 128
 MARKER = b"DICM"
 META_GROUP = 0x0002
 DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".dic", ".ima", ".img"}
+
+
+@contextmanager
+def opened(path: Path, member: str = "", *, whole: bool = False) -> Iterator[tuple[BinaryIO, os.stat_result, int]]:
+    """Open a file, or a member of the archive that it is, to read.
+
+    Gives the stream, what the disk says of the file at `path`, and where the stream ends. A member is inflated as far
+    as it is read, and only as a `whole` held against its checksum. Raises OSError. Refused (UNREADABLE, NOT_REGULAR,
+    ARCHIVE, CHANGED).
+    """
+    check_status(path.stat())  # before it is opened: that alone can wind a tape, or wait for a pipe's other end
+    with open_unwaiting(path) as stream:
+        status = os.fstat(stream.fileno())
+        check_status(status)
+        if not member:
+            yield stream, status, status.st_size
+            return
+        known = path, status.st_size, status.st_mtime_ns, member
+        if whole:
+            data = whole_member(*known)
+            yield io.BytesIO(data), status, len(data)
+        else:
+            inner, end = open_member(stream, *known)
+            yield inner, status, end
 
 
 def check_status(status: os.stat_result) -> None:
@@ -41,10 +67,10 @@ def check_status(status: os.stat_result) -> None:
         raise Refused(Reason.NOT_REGULAR, "Not a regular file (pipe, socket or device).")
 
 
-def check_size(status: os.stat_result) -> None:
+def check_size(size: int, most: int = MAX_FILE_BYTES) -> None:
     """Refused (TOO_LARGE): a DICOM file that is none of a slice; a film beside it is just no DICOM file."""
-    if status.st_size > MAX_FILE_BYTES:
-        raise Refused(Reason.TOO_LARGE, f"{status.st_size} bytes; a slice has at most {MAX_FILE_BYTES}.")
+    if size > most:
+        raise Refused(Reason.TOO_LARGE, f"{size} bytes; a slice has at most {most}.")
 
 
 def inflated(stream: BinaryIO) -> tuple[BinaryIO, int]:
@@ -53,7 +79,7 @@ def inflated(stream: BinaryIO) -> tuple[BinaryIO, int]:
     Refused (TOO_LARGE, DAMAGED_HEADER): what inflates to more than a slice has, or not at all.
     """
     stream.seek(0)
-    seek_dataset(stream, Path())
+    seek_dataset(stream, PurePath())
     read_syntax(stream)
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -65,11 +91,13 @@ def inflated(stream: BinaryIO) -> tuple[BinaryIO, int]:
     return io.BytesIO(data), len(data)
 
 
-def seek_dataset(stream: BinaryIO, path: Path) -> None:
+def seek_dataset(stream: BinaryIO, path: PurePath) -> None:
     """Go to the first element, behind preamble and marker where a file has them."""
     head = stream.read(PREAMBLE_BYTES + len(MARKER))
     if head[PREAMBLE_BYTES:] == MARKER:
         return
+    if head.startswith(MAGIC) and path.suffix.lower() == SUFFIX:
+        raise Refused(Reason.ARCHIVE, "An archive where none is looked into, as in another archive; unpack the outer.")
     if head[:2] not in (b"\x02\x00", b"\x08\x00"):
         named_so = path.suffix.lower() in DICOM_SUFFIXES or path.suffix[1:].isdigit()
         if path.name.startswith(".") or not named_so:
@@ -84,26 +112,3 @@ def read_syntax(stream: BinaryIO) -> str:
     if text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise Refused(Reason.DICOMDIR, "A DICOMDIR; the files it lists are read from the folder itself.")
     return text(meta, "TransferSyntaxUID") or ImplicitVRLittleEndian
-
-
-class Sparing:
-    """A stream of which a parser reads a header and not more: no element can make it fill the memory, or take hours.
-
-    Refused (DAMAGED_HEADER) is the read that would be too much.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._read, self.seek, self.tell = stream.read, stream.seek, stream.tell
-        self._left = MAX_HEADER_READS
-
-    def read(self, count: int = -1) -> bytes:
-        """Read as the stream does."""
-        self._left -= max(count, LEAST_READ) if count >= 0 else MAX_HEADER_READS + 1
-        if self._left < 0:
-            raise Refused(Reason.DAMAGED_HEADER, f"The header needs more than {MAX_HEADER_READS} bytes of reading.")
-        return self._read(count)
-
-
-def sparing(stream: BinaryIO) -> BinaryIO:
-    """Return a stream for a parser that can read no more of it than a header has."""
-    return cast(BinaryIO, Sparing(stream))  # all of it that pydicom uses

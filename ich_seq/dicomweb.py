@@ -21,7 +21,7 @@ from typing import Any
 from requests import Response
 
 from ich_seq.archive import CHUNK_BYTES, Archive, Fault, Unusable
-from ich_seq.dicom import UID_FORM, read_header
+from ich_seq.dicom import UID_FORM, read_headers
 from ich_seq.dicom_files import MAX_FILE_BYTES
 from ich_seq.files import PARTIAL, read_whole, remove_folder, sha256_bytes, short_hash, writing
 from ich_seq.multipart import Multipart, boundary_of
@@ -307,7 +307,7 @@ def _trouble(path: Path, size: int, uid: str) -> tuple[Reason, str] | None:
     """Return why an instance is not to be used, as far as its transfer tells; its header is judged with all others."""
     if size > MAX_FILE_BYTES:
         return Reason.TOO_LARGE, f"{size} bytes; a slice has at most {MAX_FILE_BYTES}."
-    if read_header(path, path.name).study_uid not in ("", uid):
+    if {one.study_uid for one in read_headers(path, path.name)} - {"", uid}:
         return Reason.WRONG_STUDY, "The archive sent an instance of another study than was asked for."
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -49,14 +50,11 @@ class Group:
 
     def wait(self) -> None:
         """Let all processes reach this point."""
-        if self.talk is not None:
-            self._meet()
-        elif self.size > 1:
+        if self.size > 1:
             dist.barrier()
 
     def _meet(self) -> None:
-        """Wait for all with an ear for signals, which no call into gloo has: what follows then takes no longer than
-        its bytes."""
+        """Wait with an ear for signals, which calls into gloo lack: what follows takes no longer than its bytes."""
         with _peers_missed():
             barrier = dist.barrier(self.talk, async_op=True)
             while not barrier.is_completed():
@@ -219,7 +217,9 @@ def _joined() -> dist.ProcessGroup:
 
     def join() -> None:
         try:
-            dist.init_process_group("gloo")
+            store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+            fresh = dist.PrefixStore(_meeting(store, rank, size), store)  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=fresh, rank=rank, world_size=size)
             joined.append(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE)))  # of all
         except Exception as error:  # whatever sockets and stores raise
             failures.append(error)
@@ -231,6 +231,27 @@ def _joined() -> dist.ProcessGroup:
     for failure in failures:
         raise OutputError(f"The processes that torchrun started do not reach each other: {failure}") from failure
     return joined[0]
+
+
+def _meeting(store: Any, rank: int, size: int) -> str:
+    """Return a name that only the processes of this start know: torchrun's store still has addresses of those before.
+
+    Each says that it is here by a number of its own; the first answers with the name and the numbers it has read, until
+    all have found theirs.
+    """
+    own = secrets.token_hex(8)
+    here, there, welcome = "ich-seq/here/{}", "ich-seq/there/{}/{}", "ich-seq/welcome"
+    if rank > 0:
+        store.set(here.format(rank), own)
+        while f"{rank}:{own}" not in (said := store.get(welcome).decode().split()):
+            time.sleep(POLL_S)
+        store.set(there.format(said[0], rank), "")
+        return str(said[0])
+    while not store.check([there.format(own, other) for other in range(1, size)]):
+        numbers = {other: here.format(other) for other in range(1, size) if store.check([here.format(other)])}
+        store.set(welcome, " ".join([own, *(f"{other}:{store.get(key).decode()}" for other, key in numbers.items())]))
+        time.sleep(POLL_S)
+    return own
 
 
 def own_device(name: str) -> torch.device:

@@ -46,9 +46,22 @@ KEYWORDS = [
 ]
 """All that is ever read of a header; names, dates and other patient text are not."""
 
-TAGS = {keyword: Tag(keyword) for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID", *KEYWORDS)}
+ELSEWHERE = [
+    "MediaStorageSOPClassUID",
+    "TransferSyntaxUID",
+    "RescaleType",
+    "FrameType",
+    "FrameAcquisitionNumber",
+    "StackID",
+    "TemporalPositionIndex",
+    "ReferencedFileID",
+    "RecordInUseFlag",
+]
+"""What is read of file meta information, of the groups of frames and of directories."""
+
+TAGS = {keyword: Tag(keyword) for keyword in (*ELSEWHERE, *KEYWORDS)}
 TAG_NUMBERS = [int(TAGS[keyword]) for keyword in KEYWORDS]
-ASKED_FOR = {int(tag) for tag in TAGS.values()}
+ASKED_FOR = {int(TAGS[keyword]) for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID", *KEYWORDS)}
 
 BINARY = {
     "SamplesPerPixel",
@@ -59,6 +72,8 @@ BINARY = {
     "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
+    "FrameAcquisitionNumber",
+    "RecordInUseFlag",
 }
 """Elements that are two binary bytes where the file does not state another VR (PS3.6)."""
 
@@ -71,9 +86,12 @@ BINARY_VRS = {"AT", "FD", "FL", "OB", "OD", "OF", "OL", "OV", "OW", "SL", "SQ", 
 """Their bytes are no digits, though they may look so."""
 
 
-def once(ends: Callable[[int], bool]) -> Callable[[BaseTag, str | None, int], bool]:
-    """Return what tells pydicom where a header ends. Refused (DAMAGED_HEADER): an element of ours a second time."""
-    seen: set[int] = set()
+def once(ends: Callable[[int], bool], seen: set[int] | None = None) -> Callable[[BaseTag, str | None, int], bool]:
+    """Return what tells pydicom where a header ends. Refused (DAMAGED_HEADER): an element of ours a second time.
+
+    `seen` are those of a part of the same header that was read before.
+    """
+    seen = set() if seen is None else seen
 
     def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
         number = int(tag)
@@ -97,6 +115,12 @@ def _raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
     if len(element.value) < element.length != UNDEFINED_LENGTH:  # pydicom returns what there is
         raise Refused(Reason.DAMAGED_HEADER, f"The file ends in {keyword}; copy it again.")
     return element
+
+
+def raw_value(dataset: Dataset, keyword: str) -> bytes:
+    """Return an element as its bytes, none if it is absent."""
+    element = _raw(dataset, keyword)
+    return b"" if element is None else bytes(element.value or b"")
 
 
 def text(dataset: Dataset, keyword: str) -> str:

@@ -20,6 +20,7 @@ from ich_seq.evaluation_page import evaluation_page
 from ich_seq.failures import find_failures
 from ich_seq.figures import Predicted, table
 from ich_seq.files import locked_folder, read_json, remove, sha256_file, write_bytes, write_json
+from ich_seq.inputs import Given, as_paths, check_input
 from ich_seq.labels import LABELS
 from ich_seq.metrics import Resamples
 from ich_seq.progress import Progress, silent
@@ -27,7 +28,7 @@ from ich_seq.quality import Quality, Sample, compare, measure, reliability
 from ich_seq.report import RUN, SLICES
 from ich_seq.results import Held, hold, read_results, slices_table
 from ich_seq.slice_pictures import find_pictures
-from ich_seq.studies import Counts, check_input
+from ich_seq.studies import Counts
 from ich_seq.study_labels import read_any_labels
 from ich_seq.subgroups import judge_subgroups, spread
 from ich_seq.tables import csv_table
@@ -53,7 +54,7 @@ def evaluate(
     out: str | Path,
     *,
     bundle: str | Path | None = None,
-    dicom: str | Path | None = None,
+    dicom: Given | None = None,
     prevalence: Mapping[str, float] | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -61,8 +62,8 @@ def evaluate(
 ) -> EvaluationSummary:
     """Hold the slices.csv of predict against labels; write evaluation.html, evaluation.json, figures.csv into `out`.
 
-    Labels are of slices or of studies (see `read_any_labels`; then only studies are judged). `dicom`, the folder that
-    was predicted, gives the page pictures of the worst failures. Every figure has a 95 % interval over resampled
+    Labels are of slices or of studies (see `read_any_labels`; then only studies are judged). `dicom`, what was
+    predicted, gives the page pictures of the worst failures. Every figure has a 95 % interval over resampled
     patients (studies, where the table does not tell patients). Predictive values of studies hold for `prevalence`,
     that of the data where a label is not named. Of `bundle` it is noted whether it made the predictions and was
     trained with this very label file, and card.html is what its card says. Raises UsageError for tables that cannot be
@@ -71,8 +72,9 @@ def evaluate(
     """
     predictions, labels, out = slices_table(Path(predictions)), Path(labels), Path(out)
     _check_prevalence(prevalence or {})
-    if dicom is not None:
-        check_input(Path(dicom))
+    given = None if dicom is None else as_paths(dicom)
+    if given is not None:
+        check_input(given)
     held = hold(read_results(predictions), read_any_labels(labels))
     card = None if bundle is None else _whole_card(Path(bundle))
     rendered = None if card is None else card_page(card)
@@ -89,7 +91,7 @@ def evaluate(
             | {"inputs": inputs, "files": run.get("counts", {})}
             | made_by
         )
-        pictures = {} if dicom is None else find_pictures(Path(dicom), [f.sop_uid for f in failures], progress)
+        pictures = {} if given is None else find_pictures(given, [f.sop_uid for f in failures], progress)
         made = made_by.get("bundle", {}).get("made_the_predictions")
         items = fill_checklist(evaluation, card if made else None)  # no other model is to be described
         write_bytes(out / FIGURES, csv_table(_flat(evaluation)))

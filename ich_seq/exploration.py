@@ -13,6 +13,7 @@ from ich_seq.devices import choose_workers
 from ich_seq.exploration_page import page
 from ich_seq.files import locked_folder, remove, spare_others, write_bytes, write_json
 from ich_seq.gallery import Gallery, hang
+from ich_seq.inputs import Given, as_paths, check_input, named
 from ich_seq.inventory import flat, studies_table, take_inventory
 from ich_seq.labels import LABELS
 from ich_seq.pages import count, percent
@@ -37,7 +38,7 @@ class ExplorationSummary:
 
 
 def explore(
-    source: str | Path,
+    source: Given,
     out: str | Path,
     labels: str | Path | None = None,
     *,
@@ -45,7 +46,7 @@ def explore(
     phi: bool = False,
     progress: Progress = silent,
 ) -> ExplorationSummary:
-    """Explore a folder of DICOM files, a table of slices or studies, or a label file; write what is found into `out`.
+    """Explore DICOM files (of one path or several), a table of slices or studies, or a label file, into `out`.
 
     exploration.html shows it, exploration.json and figures.csv hold its numbers, studies.csv a row a study and
     rejected.csv what was not used, and why; there a hash stands for each file, unless `phi` asks for names. Of DICOM
@@ -53,7 +54,8 @@ def explore(
     labels that cannot be meant, NothingUsableError if nothing in it can be used (rejected.csv then says why),
     OutputError if `out` cannot be written.
     """
-    source, out, labels = Path(source), Path(out), None if labels is None else Path(labels)
+    source, out, labels = as_paths(source), Path(out), None if labels is None else Path(labels)
+    check_input(source, out)
     spare_others(out)
     found = collect(source, labels, skip=out, workers=choose_workers(workers), hide_names=not phi, progress=progress)
     with locked_folder(out):
@@ -66,7 +68,7 @@ def explore(
         write_bytes(out / REJECTED, unused_csv(found.unused))
         if not found.counts.used:
             raise NothingUsableError(
-                f"Nothing of the {found.counts.files} in {source} is usable; see {out / REJECTED}."
+                f"Nothing of the {found.counts.files} in {named(source)} is usable; see {out / REJECTED}."
             )
         exploration = _describe(found) | take_inventory(found)
         _write_results(out, found, exploration, gallery)

@@ -88,8 +88,9 @@ def extract_features(
 ) -> ExtractionSummary:
     """Embed every slice of `source` and write the feature store `out`; take up a broken run where it ended.
 
-    `source` is a folder of DICOM files, or `sources.ArchivedStudies`, which are fetched into `out` for the time of the
-    run, each time anew (ArchiveError if none can be had, as `dicomweb.fetched` tells).
+    `source` is one path or several (folders, files, zip archives, DICOMDIRs), or `sources.ArchivedStudies`, which are
+    fetched into `out` for the time of the run, each time anew (ArchiveError if none can be had, as `dicomweb.fetched`
+    tells).
     `cnn` is a folder of train-cnn: its networks are taken instead of the settings' encoder, for each
     study the one that did not learn from its patient, or all if none did. `engine` stands in for
     `config.extract.engine`. `workers` processes read headers and threads see to studies (None: one a core);
@@ -287,7 +288,7 @@ def read_study(study: Study, spec: EncoderSpec) -> Pixels:
         try:
             hu = read_hounsfield(header)
         except Refused as refusal:
-            refused.append(refusal.verdict(header.file))
+            refused.append(refusal.verdict(header.file, header.frame))
             continue
         images.append(windows.resample(hu, header.spacing_mm, field_mm=spec.field_mm, size=spec.size))
         kept.append(index)

@@ -78,17 +78,18 @@ class Gallery:
 class _Reader:
     """Reads slices, and keeps what became of those that cannot be read."""
 
-    refused: dict[str, Unused]
+    refused: dict[tuple[str, int], Unused]
 
     def first(self, candidates: Sequence[SliceHeader]) -> tuple[SliceHeader, Hounsfield] | None:
         """Return the first of these slices that can be read, and its HU."""
         for header in candidates:
-            if header.file in self.refused:
+            if (header.file, header.frame) in self.refused:
                 continue
             try:
                 return header, read_hounsfield(header)
             except Refused as refusal:
-                self.refused[header.file] = refusal.verdict(header.file)
+                verdict = refusal.verdict(header.file, header.frame)
+                self.refused[header.file, header.frame] = verdict
         return None
 
 
@@ -108,7 +109,7 @@ def hang(found: Collection, progress: Progress = silent) -> Gallery | None:
         progress("drawing pictures", done, len(wanted))
     typical = [one for name in ("any", MIDDLE) for of_study in _candidates(found, slices, name) for one in of_study]
     chosen = reader.first(typical)
-    refused = tuple(reader.refused[file] for file in sorted(reader.refused))
+    refused = tuple(reader.refused[slice_] for slice_ in sorted(reader.refused))
     if chosen is None:
         return Gallery(windows={}, study_uid="", montages=tuple(montages), refused=refused)
     header, hu = chosen

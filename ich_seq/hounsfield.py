@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from ich_seq.codestreams import JPEG2000_FAMILY, check_end, check_tiles, read_frame
+from ich_seq.codestreams import JPEG2000_FAMILY, check_end, check_tiles, read_frame, read_items
 from ich_seq.config import AIR_HU
 from ich_seq.decoding import decode
-from ich_seq.dicom import MAX_BITS, MIN_BITS, NATIVE, PLUGINS, SliceHeader
-from ich_seq.dicom_files import inflated
-from ich_seq.files import open_unwaiting
+from ich_seq.dicom import MAX_BITS, MIN_BITS, SliceHeader
+from ich_seq.dicom_files import inflated, opened
 from ich_seq.reasons import Reason, Refused
+from ich_seq.syntaxes import NATIVE, PLUGINS
 
 QUIRK_MIN_INTERCEPT = -100
 QUIRK_OFFSET = 1000
@@ -30,7 +30,7 @@ def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
 
     Values below AIR_HU are raised to it. MONOCHROME1 is a matter of display and inverts nothing.
     Raises Refused (PIXEL_DATA, CODESTREAM, DECODE, CHANGED, TOO_LARGE, DAMAGED_HEADER, UNREADABLE), naming the study,
-    if the pixels cannot be had whole.
+    if the pixels cannot be had whole, and besides (ARCHIVE) if those of an archive are not what it says.
     """
     try:
         return to_hounsfield(_read_stored(header), header)
@@ -41,9 +41,9 @@ def read_hounsfield(header: SliceHeader) -> NDArray[np.float32]:
 
 def _read_stored(header: SliceHeader) -> NDArray[np.integer[Any]]:
     try:
-        with open_unwaiting(header.path) as stream:
-            _check_unchanged(header, os.fstat(stream.fileno()))
-            return _read_native(header, stream) if header.transfer_syntax in NATIVE else _decode(header, stream)
+        with opened(header.path, header.member, whole=True) as (stream, status, end):
+            _check_unchanged(header, status)
+            return _read_native(header, stream) if header.transfer_syntax in NATIVE else _decode(header, stream, end)
     except OSError as error:
         raise Refused(Reason.UNREADABLE, f"The file cannot be read: {error.strerror or error}.") from None
     except (ValueError, struct.error) as error:  # of a frame that is another than when the header was read
@@ -81,7 +81,7 @@ def _value(header: SliceHeader, stream: BinaryIO, count: int) -> bytes:
     return stream.read(count)
 
 
-def _decode(header: SliceHeader, stream: BinaryIO) -> NDArray[np.integer[Any]]:
+def _decode(header: SliceHeader, stream: BinaryIO, end: int) -> NDArray[np.integer[Any]]:
     """Return the stored values of a compressed slice, (H, W)."""
     stream.seek(header.pixel_offset)
     request = {
@@ -92,7 +92,7 @@ def _decode(header: SliceHeader, stream: BinaryIO) -> NDArray[np.integer[Any]]:
         "bits_stored": header.bits_stored,
         "signed": header.signed,
     }
-    frame = read_frame(stream, header.file_bytes)
+    frame = read_items(stream, header.pixel_end) if header.frame else read_frame(stream, end)
     if header.transfer_syntax in JPEG2000_FAMILY:
         check_tiles(frame)
     elif header.transfer_syntax != RLELossless:

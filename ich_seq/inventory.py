@@ -83,6 +83,7 @@ def _counts(found: Collection, slices: Labelling | None) -> Section:
     patients, studies = _patients(found), _n_studies(found)
     several = sum(n > 1 for n in Counter(patients).values())
     labelled = None if slices is None else int(slices.labelled.sum())
+    n_slices = counts.used if found.kind == "labels" else sum(len(study.slices) for study in found.studies)
     known = {h.sop_uid for study in found.studies for h in study.slices} if slices is not None else set()
     return {
         "files": counts.files,
@@ -90,12 +91,12 @@ def _counts(found: Collection, slices: Labelling | None) -> Section:
         "excluded": counts.excluded,
         "rejected": counts.rejected,
         "reasons": counts.reasons,
-        "slices": None if found.studies_alone else counts.used,
+        "slices": None if found.studies_alone else n_slices,
         "studies": studies or None,
         "patients": len(set(patients)) or None,
         "patients_with_several_studies": several if patients else None,
-        "labelled_slices": counts.used if found.kind == "labels" else labelled,
-        "unlabelled_slices": None if labelled is None else counts.used - labelled,
+        "labelled_slices": n_slices if found.kind == "labels" else labelled,
+        "unlabelled_slices": None if labelled is None else n_slices - labelled,
         "labels_of_no_slice": None
         if slices is None or not found.labels
         else len(set(found.labels.table.index) - known),

@@ -71,8 +71,8 @@ def predict(
 ) -> PredictionSummary:
     """Predict every study of `source` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
 
-    `source` is a folder of DICOM files, or `sources.ArchivedStudies`, which are fetched into `out` for the time of the
-    run (ArchiveError if none can be had, as `dicomweb.fetched` tells).
+    `source` is one path or several (folders, files, zip archives, DICOMDIRs), or `sources.ArchivedStudies`, which are
+    fetched into `out` for the time of the run (ArchiveError if none can be had, as `dicomweb.fetched` tells).
 
     With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices. With `sr`
     also DICOM objects for an archive, which name the patient, in sr/: see `dicom_results`.

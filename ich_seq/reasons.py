@@ -15,6 +15,8 @@ class Reason(StrEnum):
 
     UNREADABLE = "unreadable"
     NOT_REGULAR = "not_regular"
+    ARCHIVE = "archive"
+    MISSING_FILE = "missing_file"
     NOT_DICOM = "not_dicom"
     TOO_LARGE = "too_large"
     DAMAGED_HEADER = "damaged_header"
@@ -61,13 +63,15 @@ EXCLUDED = {
 class Unused:
     """A file that is part of no study, and why. `detail` is a sentence with the remedy.
 
-    `study_uid` is the study it would belong to, empty where the file does not tell.
+    `study_uid` is the study it would belong to, empty where the file does not tell. `frame` is the number, from 1, of
+    the one frame of a file that is meant, 0 for the whole file.
     """
 
     file: str
     reason: Reason
     detail: str
     study_uid: str = ""
+    frame: int = 0
 
     @property
     def fate(self) -> str:
@@ -88,12 +92,12 @@ class Refused(Exception):  # noqa: N818 - a verdict, not an error of ours
         self.reason, self.detail = reason, detail
         self.study_uid = ""
 
-    def verdict(self, file: str) -> Unused:
-        """Return what is reported of the file."""
-        return Unused(file, self.reason, self.detail, self.study_uid)
+    def verdict(self, file: str, frame: int = 0) -> Unused:
+        """Return what is reported of the file, or of one frame of it."""
+        return Unused(file, self.reason, self.detail, self.study_uid, frame)
 
 
 def unused_csv(unused: Iterable[Unused]) -> bytes:
-    """Return `rejected.csv`: file, fate (excluded or rejected), reason code, detail with the remedy, study."""
-    rows = ((u.file, u.fate, str(u.reason), u.detail, u.study_uid) for u in unused)
-    return csv_rows([("file", "fate", "reason", "detail", "study_uid"), *rows])
+    """Return `rejected.csv`: file, fate (excluded or rejected), reason code, detail with the remedy, study, frame."""
+    rows = ((u.file, u.fate, str(u.reason), u.detail, u.study_uid, u.frame or None) for u in unused)
+    return csv_rows([("file", "fate", "reason", "detail", "study_uid", "frame"), *rows])

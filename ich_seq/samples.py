@@ -168,7 +168,8 @@ class SliceDataset(Dataset[Sample]):
         except Refused as refusal:
             side = self.spec.size
             nothing = torch.zeros(1, self.spec.channels, side, side)
-            verdict = refusal.verdict(self.slices.header(row).file)
+            header = self.slices.header(row)
+            verdict = refusal.verdict(header.file, header.frame)
             return Sample(nothing, targets, torch.tensor([False]), (verdict,))
         rng = None if epoch == AS_IT_IS else np.random.default_rng([self.seed, epoch, place + 1])
         return Sample(self._show(torch.from_numpy(hu), rng)[None], targets, torch.tensor([True]), refused)
@@ -197,7 +198,7 @@ def read_sample(slices: LabelledSlices, row: int, spec: EncoderSpec) -> tuple[ND
                 read[place] = _read(study, place, spec)
             except Refused as refusal:
                 read[place] = read[centre]
-                refused.append(refusal.verdict(study.slices[place].file))
+                refused.append(refusal.verdict(study.slices[place].file, study.slices[place].frame))
     return np.stack([read[place] for place in places]), tuple(refused)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ich_seq.distributed import Group
+from ich_seq.inputs import Given, Listing
 from ich_seq.progress import Progress
 from ich_seq.sharding import shares
-from ich_seq.studies import Findings, find_studies, findings_of, name_files, read_headers
+from ich_seq.studies import Findings, find_studies, findings_of, list_files_of, read_headers
 
 STUDIES_AT_ONCE = 128
 """Studies that are sent to a process in one message: of RSNA's length they are some MB of headers."""
@@ -18,18 +19,20 @@ Item = TypeVar("Item")
 
 
 def find_together(
-    root: Path, group: Group, *, skip: Path | None, workers: int, hide_names: bool, progress: Progress
+    root: Given, group: Group, *, skip: Path | None, workers: int, hide_names: bool, progress: Progress
 ) -> Findings:
-    """Find every study below a folder as `find_studies` does, each process reading a part of the headers.
+    """Find every study of the inputs as `find_studies` does, each process reading a part of the headers.
 
-    The first process lists the files, so that no other's view of the folder counts, and has the findings in the end;
+    The first process lists the files, so that no other's view of a folder counts, and has the findings in the end;
     the others have none. Raises, in every process, as `find_studies` does.
     """
     if group.size == 1:
         return find_studies(root, skip=skip, workers=workers, hide_names=hide_names, progress=progress)
-    named = group.agree(lambda: name_files(root, skip, hide_names=hide_names) if group.writes else [])
-    mine = group.deal([named[rank :: group.size] for rank in range(group.size)])
-    return findings_of(group.collect(list(read_headers(mine, workers=workers, progress=progress))))
+    nothing = Listing((), ())
+    listing = group.agree(lambda: list_files_of(root, skip, hide_names=hide_names) if group.writes else nothing)
+    mine = group.deal([listing.sources[rank :: group.size] for rank in range(group.size)])
+    results = group.collect(list(read_headers(mine, workers=workers, progress=progress)))
+    return findings_of(results, listing.unused)
 
 
 def deal_studies(items: Mapping[str, Item], weights: Mapping[str, int], group: Group) -> list[Item]:

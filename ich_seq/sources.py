@@ -1,4 +1,4 @@
-"""Where the studies of a run come from: a folder, or an archive that is asked for them by DICOMweb."""
+"""Where the studies of a run come from: files and folders, or an archive that is asked for them by DICOMweb."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ich_seq import UsageError
 from ich_seq.dicom import UID_FORM
 from ich_seq.distributed import Group
 from ich_seq.files import short_hash
+from ich_seq.inputs import Given, as_paths, check_input, list_files
 from ich_seq.progress import Progress
 from ich_seq.reasons import Unused
 from ich_seq.shared_search import find_together
-from ich_seq.studies import Findings, check_input, list_files
+from ich_seq.studies import Findings
 from ich_seq.tables import printable
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ class ArchivedStudies:
     study_uids: tuple[str, ...]
 
 
-Source = str | Path | ArchivedStudies
+Source = Given | ArchivedStudies
+"""Files and folders, or studies of an archive."""
 
 
 def check_source(source: Source, out: Path) -> None:
     """Raise UsageError for a source that cannot be meant, before anything else is done, written or asked for."""
     if not isinstance(source, ArchivedStudies):
-        check_input(Path(source), out)
+        check_input(source, out)
         return
     from ich_seq.archive import checked_url
 
@@ -62,7 +64,7 @@ def found_studies(
     """
     find = partial(find_together, group=group, workers=workers, hide_names=hide_names, progress=progress)
     if not isinstance(source, ArchivedStudies):
-        yield find(Path(source), skip=out)
+        yield find(as_paths(source), skip=out)
         return
     with ExitStack() as held:
         arrived = group.lead(lambda: held.enter_context(_fetched(source, out, progress)))

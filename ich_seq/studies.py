@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ich_seq import NothingUsableError, UsageError
-from ich_seq.codestreams import read_frame
-from ich_seq.dicom import NATIVE, SliceHeader, read_header
-from ich_seq.files import open_unwaiting, sha256_bytes, short_hash
+from ich_seq import NothingUsableError
+from ich_seq.codestreams import read_frame, read_items
+from ich_seq.dicom import SliceHeader
+from ich_seq.dicom import read_headers as read_file
+from ich_seq.dicom_files import opened
+from ich_seq.files import sha256_bytes, short_hash
+from ich_seq.inputs import Given, InputFile, Listing, as_paths, list_inputs, named
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Reason, Refused, Unused
+from ich_seq.syntaxes import NATIVE
 
 SAME_POSITION_MM = 0.01
 """Slices closer than this lie at one position: a repeated pass, real in 1.3 % of RSNA studies."""
@@ -91,7 +94,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a folder held: each of `n_files` is a slice of one study or one entry of `unused`."""
+    """What the inputs held: each of `n_files` is a slice of a study or an entry of `unused`, or both by its frames."""
 
     studies: tuple[Study, ...]
     unused: tuple[Unused, ...]
@@ -100,127 +103,96 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What became of every file seen: `files` = `used` + `excluded` + `rejected`; `reasons` counts the latter two."""
+    """What became of every file seen: `files` = `used` + `excluded` + `rejected`; `reasons` counts the latter two.
+
+    `lost_frames` are those of used files that were rejected.
+    """
 
     files: int
     used: int
     excluded: int
     rejected: int
     reasons: dict[str, int]
-
-
-def check_input(root: Path, out: Path | None = None) -> None:
-    """Raise UsageError if there is nothing at `root`, or if it is `out`, before anything else is done or written."""
-    try:
-        root.stat()
-    except OSError as error:
-        raise UsageError(f"{root} cannot be read ({error.strerror}); give a folder of DICOM files.") from error
-    if out is not None and _identity_on_disk(out) == _identity_on_disk(root):
-        raise UsageError(f"--out is the folder of the input, {root}; choose another.")
-
-
-def _identity_on_disk(path: Path) -> tuple[int, int] | None:
-    """Return what tells one file or folder from all others, whatever links lead to it; None: out of reach."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_dev, status.st_ino
-    return None
+    lost_frames: int = 0
 
 
 def find_studies(
-    root: Path,
+    root: Given,
     *,
     skip: Path | None = None,
     workers: int = 0,
     hide_names: bool = False,
     progress: Progress = silent,
 ) -> Findings:
-    """Find every head CT study below a folder, however its files are named or scattered.
+    """Find every head CT study in a folder, a file, an archive, what a DICOMDIR names, or in several of these.
 
     Studies come sorted by UID and `unused` by file, so that the answer does not depend on names,
     order or `workers` (processes that read headers; 0 reads in this one). `skip` is a folder that is
     passed over, such as the one being written. With `hide_names` a file is known by a hash of its path
-    below `root`, since people name files after patients. Raises UsageError if there is no folder, and
-    NothingUsableError if it holds no file.
+    below the inputs, since people name files after patients. Raises UsageError if an input is not there, and
+    NothingUsableError if there is no file.
     """
-    named = name_files(root, skip, hide_names=hide_names)
-    return findings_of(read_headers(named, workers=workers, progress=progress))
+    listing = list_files_of(root, skip, hide_names=hide_names)
+    return findings_of(read_headers(listing.sources, workers=workers, progress=progress), listing.unused)
 
 
-def name_files(root: Path, skip: Path | None, *, hide_names: bool) -> list[tuple[Path, str]]:
-    """Return every file below a folder, and what reports call it. Raises as `find_studies` does."""
-    check_input(root)
-    files = list_files(root, skip)
-    if not files:
-        raise NothingUsableError(f"{root} holds no files; give a folder of DICOM files.")
-    base = root if root.is_dir() else root.parent
-    name = short_hash if hide_names else str
-    return [(path, name(path.relative_to(base).as_posix())) for path in files]
+def list_files_of(root: Given, skip: Path | None, *, hide_names: bool) -> Listing:
+    """Return every file of the inputs, and what reports call it. Raises as `find_studies` does."""
+    paths = as_paths(root)
+    listing = list_inputs(paths, skip, short_hash if hide_names else str)
+    if not listing.sources and not listing.unused:
+        raise NothingUsableError(f"{named(paths)} holds no files; give a folder of DICOM files.")
+    return listing
 
 
 def read_headers(
-    named: Sequence[tuple[Path, str]], *, workers: int, progress: Progress
-) -> Iterator[SliceHeader | Unused]:
-    """Yield what became of each file, in their order."""
-    with closing(_read_headers(named, workers)) as results:  # else a traceback could keep its processes alive
+    sources: Sequence[InputFile], *, workers: int = 0, progress: Progress = silent
+) -> Iterator[tuple[SliceHeader | Unused, ...]]:
+    """Yield what became of each file, in their order; many are read by `workers` processes (0: in this one)."""
+    with closing(_read_headers(sources, workers)) as results:  # else a traceback could keep its processes alive
         for done, result in enumerate(results, start=1):
             yield result
-            progress("reading headers", done, len(named))
+            progress("reading headers", done, len(sources))
 
 
-def findings_of(results: Iterable[SliceHeader | Unused]) -> Findings:
-    """Return what a folder held, of what became of each of its files, in whatever order."""
+def findings_of(results: Iterable[tuple[SliceHeader | Unused, ...]], unread: Iterable[Unused] = ()) -> Findings:
+    """Return what inputs held, of what became of each of their files, in whatever order, and of files `unread`."""
     headers: list[SliceHeader] = []
-    unused: list[Unused] = []
+    unused = list(unread)
+    n_files = len(unused)
     for result in results:
-        if isinstance(result, SliceHeader):
-            headers.append(result)
-        else:
-            unused.append(result)
+        headers.extend(one for one in result if isinstance(one, SliceHeader))
+        unused.extend(one for one in result if isinstance(one, Unused))
+        n_files += 1
     studies, left_over = group_studies(headers)
-    n_files = len(headers) + len(unused)
-    return Findings(tuple(studies), tuple(sorted(unused + left_over, key=lambda u: u.file)), n_files)
+    return Findings(tuple(studies), tuple(sorted(unused + left_over, key=_listed)), n_files)
 
 
-def list_files(root: Path, skip: Path | None = None) -> list[Path]:
-    """Return every file below a folder (or the file itself), sorted by name, links followed but no loop twice.
-
-    The folder `skip` is passed over. A folder that cannot be listed stands for the files it hides.
-    """
-    if not root.is_dir():
-        return [root]
-    found: list[Path] = []
-    visited = set() if skip is None else {_identity_on_disk(skip)}
-    hidden = lambda error: found.append(Path(error.filename))  # noqa: E731 - os.walk asks for a function
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=hidden):
-        folders.sort()  # which of several links to a folder is followed must not depend on the disk
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        found.extend(Path(folder, name) for name in names)
-    return sorted(found)
+def _listed(unused: Unused) -> tuple[str, int]:
+    """Sort what is listed by file, and by frame."""
+    return unused.file, unused.frame
 
 
-def _read_headers(named: Sequence[tuple[Path, str]], workers: int) -> Generator[SliceHeader | Unused, None, None]:
-    if workers < 1 or len(named) < PARALLEL_FROM:
-        yield from itertools.starmap(read_header, named)
+def _read_headers(
+    sources: Sequence[InputFile], workers: int
+) -> Generator[tuple[SliceHeader | Unused, ...], None, None]:
+    if workers < 1 or len(sources) < PARALLEL_FROM:
+        yield from itertools.starmap(read_file, sources)
         return
     done = 0
     try:
-        for result in _read_in_pool(named, workers):
+        for result in _read_in_pool(sources, workers):
             done += 1
             yield result
     except BrokenProcessPool:  # a worker was killed, or could not start in a script without a __main__ guard
-        yield from itertools.starmap(read_header, named[done:])
+        yield from itertools.starmap(read_file, sources[done:])
 
 
-def _read_in_pool(named: Sequence[tuple[Path, str]], workers: int) -> Iterator[SliceHeader | Unused]:
+def _read_in_pool(sources: Sequence[InputFile], workers: int) -> Iterator[tuple[SliceHeader | Unused, ...]]:
     context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads can hang
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            yield from pool.map(read_header, *zip(*named, strict=True), chunksize=CHUNK)
+            yield from pool.map(read_file, *zip(*sources, strict=True), chunksize=CHUNK)
         except BaseException:  # what has not been begun is not waited for
             pool.shutdown(cancel_futures=True)
             raise
@@ -245,7 +217,7 @@ def _of_one_patient(headers: Sequence[SliceHeader], unused: list[Unused]) -> Seq
     if len({h.patient_id for h in headers if h.patient_id}) < 2:
         return headers
     detail = "Slices of this study name different patients; keep those of the right one."
-    unused.extend(Unused(h.file, Reason.PATIENT_CONFLICT, detail, h.study_uid) for h in headers)
+    unused.extend(Unused(h.file, Reason.PATIENT_CONFLICT, detail, h.study_uid, h.frame) for h in headers)
     return ()
 
 
@@ -258,10 +230,10 @@ def _distinct(headers: Iterable[SliceHeader], unused: list[Unused]) -> Iterator[
         same.sort(key=_preferred)
         if difference := _difference(same):
             detail = f"Files with the same SOP Instance UID differ in {difference}; keep the right one."
-            unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid) for h in same)
+            unused.extend(Unused(h.file, Reason.SOP_CONFLICT, detail, h.study_uid, h.frame) for h in same)
             continue
         detail = f"A copy of {same[0].file}, by its SOP Instance UID."
-        unused.extend(Unused(h.file, Reason.DUPLICATE, detail, h.study_uid) for h in same[1:])
+        unused.extend(Unused(h.file, Reason.DUPLICATE, detail, h.study_uid, h.frame) for h in same[1:])
         yield same[0]
 
 
@@ -282,15 +254,16 @@ def _pixels_differ(same: Sequence[SliceHeader]) -> bool:
 
 
 def _pixels_sha256(h: SliceHeader) -> str:
-    with open_unwaiting(h.path) as stream:
+    with opened(h.path, h.member, whole=True) as (stream, _, end):
         stream.seek(h.pixel_offset)
-        native = h.transfer_syntax in NATIVE
-        return sha256_bytes(stream.read(2 * h.rows * h.columns) if native else read_frame(stream, h.file_bytes))
+        if h.transfer_syntax in NATIVE:
+            return sha256_bytes(stream.read(2 * h.rows * h.columns))
+        return sha256_bytes(read_items(stream, h.pixel_end) if h.frame else read_frame(stream, end))
 
 
 def _preferred(h: SliceHeader) -> tuple[object, ...]:
     """Sort copies of a slice, whatever they are called: uncompressed ones first, then those that nobody cut short."""
-    return h.transfer_syntax not in NATIVE, h.transfer_syntax, -h.file_bytes, h.path, h.file
+    return h.transfer_syntax not in NATIVE, h.transfer_syntax, -h.file_bytes, h.path, h.member, h.file
 
 
 def _identity(h: SliceHeader) -> tuple[object, ...]:
@@ -304,11 +277,11 @@ def _study(uid: str, headers: Sequence[SliceHeader], unused: list[Unused]) -> St
     fitting = [h for h in headers if sizes[h.series_uid] <= MAX_SLICES]
     if not fitting:
         detail = f"All series of the study have more than {MAX_SLICES} slices, which no head has."
-        unused.extend(Unused(h.file, Reason.TOO_LARGE, detail, uid) for h in headers)
+        unused.extend(Unused(h.file, Reason.TOO_LARGE, detail, uid, h.frame) for h in headers)
         return None
     chosen = _choose_series(fitting)
     detail = "Another series of this study was taken (ORIGINAL before DERIVED, then most slices)."
-    unused.extend(Unused(h.file, Reason.OTHER_SERIES, detail, uid) for h in headers if h.series_uid != chosen)
+    unused.extend(Unused(h.file, Reason.OTHER_SERIES, detail, uid, h.frame) for h in headers if h.series_uid != chosen)
     slices, positions = order_slices([h for h in headers if h.series_uid == chosen])
     return Study(
         uid=uid,
@@ -412,10 +385,19 @@ def _count_gaps(steps_mm: NDArray[np.float64]) -> int:
 def account(findings: Findings, refused: Sequence[Unused]) -> tuple[list[Unused], Counts]:
     """Return every file that is no slice of a study, sorted, the later `refused` among them, and the counts of all.
 
-    A file that was refused several times, for several reasons, is listed and counted once.
+    A file that was refused several times, for several reasons, is listed and counted once. One of several frames is
+    used if any of them is; the others are listed by their number, and those `rejected` counted as `lost_frames`.
     """
-    once = {u.file: u for u in sorted(refused, key=lambda u: (u.file, u.reason, u.detail), reverse=True)}
-    unused = sorted([*findings.unused, *once.values()], key=lambda u: u.file)
+    once = {
+        (u.file, u.frame): u for u in sorted(refused, key=lambda u: (*_listed(u), u.reason, u.detail), reverse=True)
+    }
+    listed = [*findings.unused, *once.values()]
+    whole = [u for u in listed if not u.frame]
+    parts = [u for u in listed if u.frame]
+    used = _files_used(findings, once.keys()) if parts else set()
+    gone = _without_frames([u for u in parts if u.file not in used])
+    partly = [u for u in parts if u.file in used]
+    unused = whole + [group[0] for group in gone]
     fates = Counter(u.fate for u in unused)
     counts = Counts(
         files=findings.n_files,
@@ -423,5 +405,25 @@ def account(findings: Findings, refused: Sequence[Unused]) -> tuple[list[Unused]
         excluded=fates["excluded"],
         rejected=fates["rejected"],
         reasons=dict(sorted(Counter(str(u.reason) for u in unused).items())),
+        lost_frames=sum(u.fate == "rejected" for u in partly),
     )
-    return unused, counts
+    return sorted([*whole, *partly, *itertools.chain.from_iterable(gone)], key=_listed), counts
+
+
+def _files_used(findings: Findings, lost: Collection[tuple[str, int]]) -> set[str]:
+    slices = (h for study in findings.studies for h in study.slices)
+    return {h.file for h in slices if (h.file, h.frame) not in lost}
+
+
+def _without_frames(parts: Sequence[Unused]) -> list[list[Unused]]:
+    """Return what is listed of each file of which no frame is used, first the verdict that counts: a rejection.
+
+    Where all frames met with the same, it is said once, of the file.
+    """
+    by_file: dict[str, list[Unused]] = defaultdict(list)
+    for unused in sorted(parts, key=lambda u: (u.fate != "rejected", *_listed(u))):
+        by_file[unused.file].append(unused)
+    return [
+        same if len({(u.reason, u.detail) for u in same}) > 1 else [replace(same[0], frame=0)]
+        for same in by_file.values()
+    ]

@@ -7,26 +7,23 @@ element is refused by archives, and half of an identifier may be somebody else's
 
 from __future__ import annotations
 
-import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
-from ich_seq.dicom import PYDICOM_STATE, SliceHeader
-from ich_seq.dicom_files import inflated, read_syntax, seek_dataset, sparing
+from ich_seq.dicom import SliceHeader
+from ich_seq.dicom_files import inflated, opened, read_syntax, seek_dataset
 from ich_seq.elements import text
-from ich_seq.files import open_unwaiting
 from ich_seq.reasons import Reason, Refused
+from ich_seq.streams import lenient, sparing
 
 UID_RULE = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 MAX_UID_LETTERS = 64
@@ -72,8 +69,7 @@ def read_identity(headers: Sequence[SliceHeader]) -> StudyIdentity:
     found = dict.fromkeys(CLEANERS, "")
     references = []
     for header in headers:
-        with PYDICOM_STATE, pydicom_config.disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # which would quote the values
+        with lenient():
             dataset = _read(header)
             for keyword, value in _clean_values(dataset, [k for k, known in found.items() if not known]):
                 found[keyword] = value
@@ -88,7 +84,7 @@ def read_identity(headers: Sequence[SliceHeader]) -> StudyIdentity:
 
 def reference_to(header: SliceHeader, *, sop_class: str) -> Reference:
     """Return how another object refers to a slice: the one place that knows."""
-    return Reference(sop_class, header.sop_uid)
+    return Reference(sop_class, header.instance_uid, header.frame or None)
 
 
 def check_uids(header: SliceHeader) -> None:
@@ -104,8 +100,7 @@ def check_uids(header: SliceHeader) -> None:
 
 def _read(header: SliceHeader) -> Dataset:
     try:
-        with open_unwaiting(header.path) as stream:
-            status = os.fstat(stream.fileno())
+        with opened(header.path, header.member) as (stream, status, _):
             if (status.st_size, status.st_mtime_ns) != (header.file_bytes, header.modified_ns):
                 raise Refused(Reason.CHANGED, "A file was changed after it was predicted; run the same command again.")
             seek_dataset(stream, header.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.fileset import FileSet
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -105,6 +107,27 @@ def _cut_frame(path: Path) -> None:
 def cut_frame() -> Callable[[Path], None]:
     """Give what damages a slice so that its header does not tell, `_cut_frame`."""
     return _cut_frame
+
+
+def _write_media(files: Sequence[Path], folder: Path) -> Path:
+    """Write files as a medium has them, by pydicom's FileSet, with names in capitals; return the DICOMDIR."""
+    media = FileSet()
+    with config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, path in enumerate(files, start=1):
+            ds = dcmread(path)
+            ds.StudyDate, ds.StudyTime, ds.StudyID, ds.SeriesNumber = "20200101", "0", "1", 1
+            ds.InstanceNumber = ds.get("InstanceNumber") or number
+            media.add(ds)
+        media.write(folder)
+    media._stage["t"].cleanup()  # else the garbage collector does, with a warning, in some other test
+    return folder / "DICOMDIR"
+
+
+@pytest.fixture(scope="session")
+def write_media() -> Callable[[Sequence[Path], Path], Path]:
+    """Give the writer of media, `_write_media`."""
+    return _write_media
 
 
 @pytest.fixture(scope="session")

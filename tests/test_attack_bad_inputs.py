@@ -51,10 +51,10 @@ def test_every_family_is_chosen_from_at_every_scale(cases, scale, seed):
 # ---- the attack is able to fail
 
 
-def read(path, file, *, instead):
+def read(path, file, member, *, instead):
     """Read a header, but of the bad file do something else first."""
-    found = dicom.read_header(path, file)
-    return (instead(path, found) or found) if file == "bad.dcm" else found
+    (found,) = dicom.read_headers(path, file, member)
+    return ((instead(path, found) or found) if file == "bad.dcm" else found,)
 
 
 def spin(*_):
@@ -90,7 +90,7 @@ def fall(*_):
     ],
 )
 def test_what_a_weak_reader_does_is_reported(tmp_path, monkeypatch, instead, fault):
-    monkeypatch.setattr(studies, "read_header", lambda path, file: read(path, file, instead=instead))
+    monkeypatch.setattr(studies, "read_headers", lambda *source: read(*source, instead=instead))
     monkeypatch.setattr(watch_child, "KILL_AFTER_S", 1.0)
     monkeypatch.setattr(bad_inputs, "MAX_GROWTH_MB", 40)
     (failure,) = judge(NO_SLICE, attempt(NO_SLICE, tmp_path / "case"))

@@ -16,9 +16,10 @@ from attacks.dicom_elements import DEFLATED, EXPLICIT, PIXEL_DATA, RLE, Element,
 from attacks.header_mutants import header_mutant, silent_use, sound_drafts
 from attacks.oracle import read_strictly
 from attacks.plain_dicom import written
+from attacks.verdicts import read_header
 from pydicom import dcmread
 
-from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom import SliceHeader
 from ich_seq.reasons import Reason, Refused, Unused
 
 SLICE = 0.004

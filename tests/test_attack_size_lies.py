@@ -12,8 +12,9 @@ from attacks import size_lies
 from attacks.dicom_elements import JPEG_2000, JPEG_LS, RLE
 from attacks.encoders import ENCODERS, jpeg_lossless, made_here
 from attacks.size_lies import told_lies
+from attacks.verdicts import read_header
 
-from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom import SliceHeader
 from ich_seq.reasons import Reason, Refused, Unused
 
 SLICE = 0.025

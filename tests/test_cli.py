@@ -101,6 +101,17 @@ def test_rejected_files_end_with_3_but_not_under_torchrun(command, rejected, tor
     assert result.stdout.endswith("-> out\n")
 
 
+def test_lost_frames_of_files_that_were_used_end_with_3(monkeypatch) -> None:
+    """A file that was used in part counts as used, but what it lost is no success, and stderr says it."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    counts = Counts(files=9, used=9, excluded=0, rejected=0, reasons={}, lost_frames=2)
+    module, name, summary = DONE["predict"]
+    monkeypatch.setattr(import_module(module), name, lambda *_, **__: summary(counts))
+    result = run("predict", "in", "more", "--out", "out", "--quiet", "--bundle", "bundle")
+    assert result.exit_code == 3
+    assert "Of files that were used 2 frames were rejected; out/rejected.csv lists each." in result.stderr
+
+
 def test_an_output_that_cannot_be_written_ends_with_5(tmp_path: Path) -> None:
     """A full or forbidden output is neither a usage error nor a bug."""
     (tmp_path / "file").write_text("in the way")

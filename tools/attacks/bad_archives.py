@@ -11,10 +11,12 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from attacks.bad_case import USED, Case, many, one
+from attacks.bad_case import USED, Case, expecting, many, one
 from attacks.bad_headers import TORN
 from attacks.dicom_bytes import dataset, element, file_head, slice_file
 from attacks.dicom_elements import UNDEFINED, item
@@ -51,21 +53,36 @@ def tarred(name: str, *, kind: bytes = tarfile.REGTYPE, target: str = "") -> byt
     return stream.getvalue()
 
 
+def zips() -> dict[str, tuple[bytes, dict[str, str]]]:
+    """Return zip archives by name: their bytes, and the verdict on each member; "" stands for the archive itself."""
+    good, bomb, central = slice_file(), zipped({"zeros": bytes(8 * MIB)}), zipped({"a": b"a"})
+    ways_out = {"../../evil.dcm": USED, "..\\evil.dcm": "duplicate", "/tmp/evil.dcm": "duplicate"}
+    endless = central[:-14] + b"\xff" * 4 + central[-10:]
+    return {
+        "a zip with a way out": (zipped(dict.fromkeys(ways_out, good)), ways_out),
+        "a zip with a link": (zipped({"evil": b"/etc"}, mode=stat.S_IFLNK | 0o777), {"evil": "not_regular"}),
+        "a zip of slices": (zipped({"a.dcm": good, "b.dcm": good}), {"a.dcm": USED, "b.dcm": "duplicate"}),
+        "a zip of stored slices": (zipped({"a.dcm": good}, method=zipfile.ZIP_STORED), {"a.dcm": USED}),
+        "a zip bomb": (bomb, {"zeros": "not_dicom"}),
+        "a zip bomb of zip bombs": (
+            zipped({f"{n}.zip": bomb for n in range(500)}),
+            {f"{n}.zip": "archive" for n in range(500)},
+        ),
+        "a zip of 5000 files": (zipped({str(n): b"" for n in range(5000)}), {str(n): "not_dicom" for n in range(5000)}),
+        "a zip that says it has 65535 files": (endless, {"a": "not_dicom"}),
+        "half a zip": (zipped({"a.dcm": good})[:200], {"": "archive"}),
+    }
+
+
 def archives() -> Iterator[Case]:
-    """An archive is no DICOM file, and nothing is ever unpacked from one."""
+    """A zip archive is what its members are; no other archive is looked into, and nothing is ever unpacked."""
     good = slice_file()
-    bomb = zipped({"zeros": bytes(8 * MIB)})
-    central = zipped({"a": b"a"})
+    for name, (content, verdicts) in zips().items():
+        expected = {f"bad.zip/{member}".removesuffix("/"): [verdict] for member, verdict in verdicts.items()}
+        yield Case("archives", name, partial(_put, content), expecting(expected))
+        yield one("archives", f"{name}, named .dcm", content, "not_dicom")
+        yield one("archives", f"{name}, without a suffix", content, "not_dicom", file="IM0001")
     for name, content, suffix in (
-        ("a zip with a way out", zipped({"../../evil.dcm": good, "/tmp/evil.dcm": good, "..\\evil.dcm": good}), ".zip"),
-        ("a zip with a link", zipped({"evil": b"/etc"}, mode=stat.S_IFLNK | 0o777), ".zip"),
-        ("a zip of slices", zipped({"a.dcm": good, "b.dcm": good}), ".zip"),
-        ("a zip of stored slices", zipped({"a.dcm": good}, method=zipfile.ZIP_STORED), ".zip"),
-        ("a zip bomb", bomb, ".zip"),
-        ("a zip bomb of zip bombs", zipped({f"{n}.zip": bomb for n in range(500)}), ".zip"),
-        ("a zip of 5000 files", zipped({str(n): b"" for n in range(5000)}), ".zip"),
-        ("a zip that says it has 65535 files", central[:-14] + b"\xff" * 4 + central[-10:], ".zip"),
-        ("half a zip", zipped({"a.dcm": good})[:200], ".zip"),
         ("a tar with a way out", tarred("../../evil.dcm"), ".tar"),
         ("a tar with a link", tarred("evil", kind=tarfile.SYMTYPE, target="/etc"), ".tar"),
         ("a tar with a device", tarred("evil", kind=tarfile.CHRTYPE, target="/"), ".tar"),
@@ -77,6 +94,10 @@ def archives() -> Iterator[Case]:
         yield one("archives", name, content, "other_file", file=f"bad{suffix}")
         yield one("archives", f"{name}, named .dcm", content, "not_dicom")
         yield one("archives", f"{name}, without a suffix", content, "not_dicom", file="IM0001")
+
+
+def _put(content: bytes, folder: Path) -> None:
+    (folder / "bad.zip").write_bytes(content)
 
 
 # ---- DICOMDIR
@@ -102,7 +123,7 @@ def dicomdir(*records: bytes, first_at: int = 400, length: int | None = None) ->
 
 
 def directories() -> Iterator[Case]:
-    """A DICOMDIR is named as such, and no file that it refers to is opened for its sake."""
+    """Below a folder a DICOMDIR is named as such, and no file that it refers to is opened for its sake."""
     family = "DICOMDIR"
     for name, file in (
         ("a way out", "..\\..\\..\\ETC\\PASSWD"),

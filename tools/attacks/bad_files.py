@@ -74,7 +74,7 @@ def polyglots() -> Iterator[Case]:
     for name, suffix in SUFFIXES.items():
         content = FORMATS[name] + bytes(range(256)) * 20
         yield one(family, f"{name} named .dcm", content, "not_dicom")
-        reason = "other_file" if suffix else "not_dicom"
+        reason = {"": "not_dicom", ".zip": "archive"}.get(suffix, "other_file")
         yield one(family, f"{name} by its own name", content, reason, file=f"file{suffix}")
     for name in ("zip", "PDF", "PE"):
         noise = FORMATS[name].ljust(128, b"\0") + b"DICM" + bytes(range(256)) * 8

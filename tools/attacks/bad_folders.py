@@ -217,7 +217,7 @@ NO_CT = (
 
 
 def frames() -> Iterator[Case]:
-    """Several frames in a file: CT of the enhanced classes, and more frames than one in a class of one."""
+    """Several frames in a file: enhanced CT without groups of them, and more frames than one in a class of one."""
     family = "multi-frame"
     shared = {0x52009229: nested(3, defined=False, tag=0x52009229), PRIVATE: element(PRIVATE, "SQ", item(b""))}
     for sop_class in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
@@ -231,7 +231,8 @@ def frames() -> Iterator[Case]:
             ("compressed", {"syntax": RLELossless, "pixel": RLE, "NumberOfFrames": "2"}),
             ("of another modality", {"Modality": "OT"}),
         ):
-            yield one(family, f"{sop_class.name} {name}", slice_file(SOPClassUID=str(sop_class), **how), "multi_frame")
+            verdict = {"without frames": "missing_tag", "of another modality": "not_ct"}.get(name, "multi_frame")
+            yield one(family, f"{sop_class.name} {name}", slice_file(SOPClassUID=str(sop_class), **how), verdict)
     for number in ("2", "3 ", "+2", "1000000000", "2.0", "1e9", "9" * 300):
         plain = slice_file(NumberOfFrames=number)
         yield one(family, f"a CT image of {number} frames", plain, "multi_frame")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.pixels import get_decoder, get_encoder
 
 from attacks.dicom_elements import HTJ2K, JPEG_2000, JPEG_LOSSLESS, JPEG_LS, RLE
-from ich_seq.dicom import PLUGINS
+from ich_seq.syntaxes import PLUGINS
 
 Stored = NDArray[np.unsignedinteger]
 Encode = Callable[[Stored, int], bytes]

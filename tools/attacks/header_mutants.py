@@ -34,7 +34,8 @@ from attacks.oracle import NATIVE, Reading, Unreadable, name_of, read_strictly
 from attacks.plain_dicom import Draft, Format, open_sequence, sound_draft, written
 from attacks.proc import peak_mb
 from attacks.verdicts import ReadHeader, Verdict
-from ich_seq.dicom import PADDING_BYTES, SliceHeader
+from ich_seq.dicom import SliceHeader
+from ich_seq.pixel_data import PADDING_BYTES
 from ich_seq.reasons import Unused
 
 UID_TAGS = {"study_uid": 0x0020000D, "series_uid": 0x0020000E, "sop_uid": 0x00080018}

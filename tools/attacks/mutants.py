@@ -19,9 +19,8 @@ from attacks.codec_mutants import Frame, read_both, sound_frames, try_frame
 from attacks.encoders import ENCODERS, NAMES
 from attacks.header_mutants import silent_use, sound_drafts, try_header
 from attacks.plain_dicom import Draft, written
-from attacks.verdicts import ReadHeader, ReadPixels, Verdict
+from attacks.verdicts import ReadHeader, ReadPixels, Verdict, read_header
 from attacks.watch_trials import Fate, watched
-from ich_seq.dicom import read_header
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.reasons import Unused
 

@@ -27,7 +27,7 @@ from pydicom.uid import (
 from attacks import changes, slice_edits
 from attacks.changes import DEFLATED, Change, Rng, each, in_syntax, stored, tagged
 from attacks.tiny_studies import with_a_study_of_one_slice, with_another_study
-from ich_seq import studies
+from ich_seq import inputs
 
 SAME_PLACE_MM = 1e-3
 """Positions are written with six decimals and projected on a normal of six decimals."""
@@ -99,19 +99,19 @@ def walked_at_random(rng: Rng) -> AbstractContextManager[object]:
 
 def read_at_random(rng: Rng) -> AbstractContextManager[object]:
     """Let files be read in another order than that of their names."""
-    plain = studies.list_files
+    plain = inputs.list_files
 
-    def listed(*where: Any) -> list[Path]:
-        found = plain(*where)
+    def listed(*where: Any, **how: Any) -> list[Path]:
+        found = plain(*where, **how)
         return [found[i] for i in rng.permutation(len(found))]
 
-    return patch.object(studies, "list_files", listed)
+    return patch.object(inputs, "list_files", listed)
 
 
 def read_backwards(rng: Rng) -> AbstractContextManager[object]:
     """Let files be read from the last name to the first."""
-    plain = studies.list_files
-    return patch.object(studies, "list_files", lambda *where: plain(*where)[::-1])
+    plain = inputs.list_files
+    return patch.object(inputs, "list_files", lambda *where, **how: plain(*where, **how)[::-1])
 
 
 # ---- the relations

@@ -26,9 +26,8 @@ from attacks.codec_mutants import picture
 from attacks.dicom_elements import HTJ2K, JPEG_2000, JPEG_LOSSLESS, RLE, encapsulated
 from attacks.encoders import ENCODERS, NAMES, Stored, made_here, segment
 from attacks.plain_dicom import Format, sound_draft, written
-from attacks.verdicts import ReadHeader, ReadPixels, Verdict
+from attacks.verdicts import ReadHeader, ReadPixels, Verdict, read_header
 from attacks.watch_trials import Fate, watched
-from ich_seq.dicom import read_header
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.reasons import Refused, Unused
 

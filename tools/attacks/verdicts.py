@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ich_seq.dicom import SliceHeader
+from ich_seq.dicom import SliceHeader, read_headers
 from ich_seq.reasons import Unused
 
 ReadHeader = Callable[[Path, str], SliceHeader | Unused]
 ReadPixels = Callable[[SliceHeader], NDArray[np.float32]]
+
+
+def read_header(path: Path, file: str) -> SliceHeader | Unused:
+    """Read the header of a file of one slice."""
+    (header,) = read_headers(path, file)
+    return header
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,21 +58,21 @@ def note_patients() -> None:
     """Keep a note of each patient in a temporary file, in another encoding."""
     from ich_seq import studies
 
-    def read_header(*arguments: Any) -> Any:
-        header = plain(*arguments)
+    def read_headers(*arguments: Any) -> Any:
+        headers = plain(*arguments)
         with tempfile.NamedTemporaryFile(delete=False) as note:
-            note.write(getattr(header, "patient_id", "").encode("utf-16-le"))
-        return header
+            note.write("".join(getattr(header, "patient_id", "") for header in headers).encode("utf-16-le"))
+        return headers
 
-    plain, studies.read_header = studies.read_header, read_header
+    plain, studies.read_headers = studies.read_headers, read_headers
 
 
 def call_scanners_by_patients() -> None:
     """Read the patient where the scanner is meant."""
     from ich_seq import studies
 
-    def read_header(*arguments: Any) -> Any:
-        header = plain(*arguments)
-        return replace(header, scanner=header.patient_id) if hasattr(header, "patient_id") else header
+    def read_headers(*arguments: Any) -> Any:
+        headers = plain(*arguments)
+        return tuple(replace(h, scanner=h.patient_id) if hasattr(h, "patient_id") else h for h in headers)
 
-    plain, studies.read_header = studies.read_header, read_header
+    plain, studies.read_headers = studies.read_headers, read_headers

@@ -41,6 +41,7 @@ from ich_seq.commands import (
 from ich_seq.signals import ended_by_signals
 from ich_seq.tables import printable
 from ich_seq.terminal import harmless_streams
+from ich_seq.watch_cli import watch
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -414,6 +415,9 @@ def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, q
     text = f"{table(summary.figures)}\n\n{summary.explanation}"
     result = {"out": str(out), "figures": summary.figures, "explanation": summary.explanation}
     finish(result, text, as_json=as_json)
+
+
+cli.add_command(watch)
 
 
 def main() -> None:

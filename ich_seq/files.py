@@ -21,6 +21,7 @@ from ich_seq import OutputError, UsageError
 RESULTS = {
     "manifest.json": "a feature store",
     "plan.json": "a run of train-cnn",
+    "watch.jsonl": "results of watch",
     "slices.csv": "results of predict",
 }
 """By which file a folder is known as the result of a command whose other files have names that others take too."""
@@ -206,6 +207,18 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as error:
         raise OutputError(f"Cannot remove {path}: {error.strerror}. Choose another --out.") from error
+
+
+def put_in_place(made: Path, path: Path) -> None:
+    """Give a file or folder that is finished its name, and remove an older folder of that name first.
+
+    Raises OutputError naming the path if that cannot be done.
+    """
+    if path.is_dir():
+        remove_folder(path)
+    with writing(path):
+        made.replace(path)
+        _sync_folder(path.parent)
 
 
 @contextmanager

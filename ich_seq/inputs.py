@@ -60,11 +60,11 @@ def check_input(given: Given, out: Path | None = None) -> None:
             root.stat()
         except OSError as error:
             raise UsageError(f"{root} cannot be read ({error.strerror}); give a folder of DICOM files.") from error
-        if out is not None and _identity_on_disk(out) == _identity_on_disk(root):
+        if out is not None and identity_on_disk(out) == identity_on_disk(root):
             raise UsageError(f"--out is the folder of the input, {root}; choose another.")
 
 
-def _identity_on_disk(path: Path) -> tuple[int, int] | None:
+def identity_on_disk(path: Path) -> tuple[int, int] | None:
     """Return what tells one file or folder from all others, whatever links lead to it; None: out of reach."""
     with suppress(OSError):
         status = path.stat()
@@ -81,7 +81,7 @@ def list_inputs(given: Given, skip: Path | None = None, called: Callable[[str], 
     check_input(paths := as_paths(given))
     roots = {_settled(root): root for root in sorted(paths)}
     top = Path(os.path.commonpath([place if roots[place].is_dir() else place.parent for place in roots]))
-    visited = set() if skip is None else {_identity_on_disk(skip)}
+    visited = set() if skip is None else {identity_on_disk(skip)}
     found: dict[str, InputFile | Unused] = {}
     for place in sorted(roots):
         below = _Below(roots[place], place.relative_to(top), called)
@@ -187,27 +187,32 @@ def _of_directory(below: _Below, index: list[tuple[str, ...]] | Refused) -> Iter
             yield below.source(path)
 
 
-def list_files(
-    root: Path, skip: Path | None = None, *, visited: set[tuple[int, int] | None] | None = None
-) -> list[Path]:
+def list_files(root: Path, *, visited: set[tuple[int, int] | None] | None = None) -> list[Path]:
     """Return every file below a folder (or the file itself), sorted by name, links followed but no loop twice.
 
-    The folder `skip` is passed over, and those `visited`, to which are added the folders seen now. A folder that cannot
-    be listed stands for the files it hides.
+    A folder that cannot be listed stands for the files it hides; `visited` is as `walk` has it.
     """
     if not root.is_dir():
         return [root]
     found: list[Path] = []
-    visited = set() if visited is None else visited
-    if skip is not None:
-        visited.add(_identity_on_disk(skip))
-    hidden = lambda error: found.append(Path(error.filename))  # noqa: E731 - os.walk asks for a function
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=hidden):
-        folders.sort()  # which of several links to a folder is followed must not depend on the disk
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
+    for folder, names in walk(root, set() if visited is None else visited, lambda e: found.append(Path(e.filename))):
         found.extend(Path(folder, name) for name in names)
     return sorted(found)
+
+
+def walk(
+    root: Path, visited: set[tuple[int, int] | None], hidden: Callable[[OSError], object]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below one, itself first, and the names of its files; links are followed but no loop twice.
+
+    Folders `visited`, by `identity_on_disk`, are passed over, and those seen now are added to them. `hidden` is called
+    with the error where a folder cannot be listed.
+    """
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=hidden):
+        folders.sort()  # which of several links to a folder is followed must not depend on the disk
+        here = identity_on_disk(Path(folder))
+        if here in visited:
+            folders.clear()
+            continue
+        visited.add(here)
+        yield folder, names

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,7 +98,8 @@ def predict(
             with found_studies(source, out, group, workers=workers, hide_names=not phi, progress=progress) as findings:
                 cases = deal_studies(cases_of(findings), {s.uid: len(s.slices) for s in findings.studies}, group)
                 refused: list[Unused] = []
-                done = _predict_cases(cases, loaded, turn, write_study, refused, workers, phi, progress)
+                predicted = predict_cases(cases, loaded, refused, workers=workers, phi=phi, progress=progress)
+                done = _written(predicted, turn, write_study)
                 if group.size > 1:
                     done = through_parts(done, turn)
                     refused, dicom = group.collect(refused), dicom.joined(group)
@@ -165,28 +167,31 @@ def _write_results(
     )
 
 
-def _predict_cases(
-    cases: Sequence[Case],
-    bundle: Bundle,
-    turn: Turn,
-    write_study: Sequence[WriteStudy],
-    refused: list[Unused],
-    workers: int,
-    phi: bool,
-    progress: Progress,
-) -> Iterator[Predicted]:
-    """Yield the studies as they are predicted, in order; slices that cannot be read go to `refused`."""
+def predict_cases(
+    cases: Sequence[Case], bundle: Bundle, refused: list[Unused], *, workers: int, phi: bool, progress: Progress
+) -> Iterator[tuple[Case, StudyPrediction]]:
+    """Yield the studies as they are predicted, in order; slices that cannot be read go to `refused`.
+
+    A study of which no slice can be read is not among what is yielded.
+    """
     networks = Networks(bundle.embedders, lambda patient_key, study_uid: (tuple(bundle.embedders), False))
     embedded = embed_studies([case.study for case in cases], networks, workers=workers)
     for done, (case, item) in enumerate(zip(cases, embedded, strict=True), start=1):
         refused.extend(item.refused)
         if item.features:
-            turn.check()
-            prediction = _prediction(item, bundle, case, phi)
-            for write in write_study:
-                write(case.study, prediction)
-            yield Predicted(place=case.place, result=prediction.result, rows=slice_table_rows(prediction))
+            yield case, _prediction(item, bundle, case, phi)
         progress("predicting studies", done, len(cases))
+
+
+def _written(
+    predicted: Iterable[tuple[Case, StudyPrediction]], turn: Turn, write_study: Sequence[WriteStudy]
+) -> Iterator[Predicted]:
+    """Write what goes with each study, as long as it is this run's turn, and yield the rows of the tables."""
+    for case, prediction in predicted:
+        turn.check()
+        for write in write_study:
+            write(case.study, prediction)
+        yield Predicted(place=case.place, result=prediction.result, rows=slice_table_rows(prediction))
 
 
 def _prediction(item: EmbeddedStudy, bundle: Bundle, case: Case, phi: bool) -> StudyPrediction:
@@ -212,13 +217,19 @@ def _patient_id(study: Study) -> str:
     return min((h.patient_id for h in study.slices if h.patient_id), default="")
 
 
-def _write_record(out: Path, studies: int, bundle: Bundle, counts: Counts, more: dict[str, str]) -> None:
-    """Write, last, the record that makes the tables whole, and `more` files with their SHA-256."""
-    record = {
+def made_by(bundle: Bundle) -> dict[str, Any]:
+    """Return what a result says of what made it, as JSON values."""
+    return {
         "version": __version__,
         "card_sha256": bundle.card_sha256,
         "intended_use": bundle.card["intended_use"],
         "execution": asdict(next(iter(bundle.embedders.values())).execution),
+    }
+
+
+def _write_record(out: Path, studies: int, bundle: Bundle, counts: Counts, more: dict[str, str]) -> None:
+    """Write, last, the record that makes the tables whole, and `more` files with their SHA-256."""
+    record = made_by(bundle) | {
         "counts": asdict(counts),
         "studies": studies,
         "files": {name: sha256_file(out / name) for name in (*TABLES, REJECTED)} | more,

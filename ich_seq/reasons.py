@@ -34,6 +34,7 @@ class Reason(StrEnum):
     CHANGED = "changed"
     SOP_CONFLICT = "sop_conflict"
     PATIENT_CONFLICT = "patient_conflict"
+    FAILED = "failed"
     NOT_FETCHED = "not_fetched"
     WRONG_STUDY = "wrong_study"
     OTHER_FILE = "other_file"

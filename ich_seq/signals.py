@@ -28,7 +28,7 @@ INTERRUPTED = 130
 ENDED: dict[object, str] = {129: "Ended by SIGHUP", INTERRUPTED: "Interrupted", 143: "Ended by SIGTERM"}
 """What a command says by the code that a signal ends it with, 128 and its number."""
 
-GO_ON = "Run the same command again: trainings and extract-features go on where they ended, others start over."
+GO_ON = "Run the same command again: trainings, extract-features and watch go on where they ended, others start over."
 
 _IMPORTS = "<frozen importlib._bootstrap>"
 """The file that Python's frames name where a module is being imported."""

@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from ich_seq.files import (
     write_bytes,
     write_json,
 )
+from ich_seq.journal import read_lines
 from ich_seq.store_checks import check_journalled, check_study, read_index
 
 SCHEMA = "ich-seq features 2"
@@ -195,7 +195,7 @@ class StoreWriter:
 
     def _finished(self, journal: Path, journalled: set[str]) -> Iterator[dict[str, Any]]:
         """Yield the studies of a journal whose file is whole, and gather the files of all."""
-        for row in _read_journal(journal):
+        for row in read_lines(journal):
             try:
                 check_journalled(row)
                 if row["file"] != study_file(row["study_uid"], row["network"]):
@@ -286,7 +286,7 @@ class StoreWriter:
 
     def _journalled(self) -> list[dict[str, Any]]:
         """Return the rows of this run as they were journalled."""
-        rows = {row["key"]: row for row in _read_journal(self._journal)}
+        rows = {row["key"]: row for row in read_lines(self._journal)}
         if missing := self._files.keys() - rows.keys():
             raise OutputError(f"{len(missing)} studies are gone from {self._journal}: it was changed meanwhile.")
         return [rows[key] for key in self._files]
@@ -295,17 +295,6 @@ class StoreWriter:
 def part_journal(turn: str, rank: int) -> str:
     """Return the name of the journal of a process that is not the first of its group."""
     return f".journal-{turn}-{rank}.jsonl"
-
-
-def _read_journal(path: Path) -> Iterator[Any]:
-    """Yield a journal's rows, whatever they hold; a torn last line is a study that never was."""
-    try:
-        lines = read_whole(path).decode(errors="replace").splitlines()
-    except OSError:  # none yet, or what is none
-        return
-    for line in lines:
-        with suppress(ValueError):
-            yield parse_json(line)
 
 
 def study_file(study_uid: str, network: int) -> str:

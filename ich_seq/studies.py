@@ -147,7 +147,7 @@ def list_files_of(root: Given, skip: Path | None, *, hide_names: bool) -> Listin
 
 def read_headers(
     sources: Sequence[InputFile], *, workers: int = 0, progress: Progress = silent
-) -> Iterator[tuple[SliceHeader | Unused, ...]]:
+) -> Generator[tuple[SliceHeader | Unused, ...], None, None]:
     """Yield what became of each file, in their order; many are read by `workers` processes (0: in this one)."""
     with closing(_read_headers(sources, workers)) as results:  # else a traceback could keep its processes alive
         for done, result in enumerate(results, start=1):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,18 @@ class KeySlice:
     views: Mapping[str, str]
 
 
+class Unseen(Protocol):
+    """A study without a result, and why."""
+
+    @property
+    def study_uid(self) -> str:
+        """Return its Study Instance UID."""
+
+    @property
+    def reason(self) -> str:
+        """Return why it has none, in a few words."""
+
+
 @dataclass(frozen=True, slots=True)
 class StudyPages:
     """Writes the page of each study as it is predicted, below `out`, and the worklist once all are."""
@@ -92,10 +104,16 @@ class StudyPages:
         )
         write_bytes(self.out / study_page(said.result.study_uid), page)
 
-    def write_worklist(self, results: Sequence[StudyResult], counts: Counts) -> None:
-        """Write the worklist, likeliest first, at most ROWS_A_PAGE studies a page; report.html is its first page."""
+    def write_worklist(
+        self, results: Sequence[StudyResult], counts: Counts, unseen: Sequence[Unseen] = (), every_s: int = 0
+    ) -> None:
+        """Write the worklist, likeliest first, at most ROWS_A_PAGE studies a page; report.html is its first page.
+
+        `unseen` are studies that somebody has to look at because no network did. With `every_s` the pages ask the
+        browser to load them anew so often.
+        """
         ranked = by_likelihood(results)
-        starts = range(0, len(ranked), ROWS_A_PAGE)
+        starts = range(0, max(1, len(ranked)), ROWS_A_PAGE)
         named = any(result.patient_id is not None for result in ranked)
         for page, start in enumerate(starts):
             rows = [
@@ -111,9 +129,10 @@ class StudyPages:
             ]  # fmt: skip
             html = render(
                 "worklist.html", rows=rows, pages=pages, studies=len(ranked), counts=counts, card=self.bundle.card,
-                card_sha256=self.bundle.card_sha256, named=named,
+                card_sha256=self.bundle.card_sha256, named=named, unseen=unseen, every_s=every_s,
             )  # fmt: skip
             write_bytes(self.out / _worklist_page(page), html)
+        remove([self.out / _worklist_page(len(starts))])  # a study may have lost its result
 
 
 def study_page(study_uid: str) -> str:

@@ -22,6 +22,8 @@ LEVELS = {
     "tables": 0,
     "devices": 1,
     "readers": 1,
+    "arrivals": 1,
+    "journal": 1,
     "labels": 1,
     "config": 1,
     "progress": 1,
@@ -108,10 +110,14 @@ LEVELS = {
     "gallery": 7,
     "exploration_page": 8,
     "exploration": 9,
+    "incoming": 6,
+    "worklist": 9,
     "prediction": 9,
+    "watch": 10,
     "demo": 11,
     "commands": 12,
-    "cli": 13,
+    "watch_cli": 13,
+    "cli": 14,
 }
 """A module imports from lower levels only."""
 

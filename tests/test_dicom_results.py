@@ -15,6 +15,7 @@ import highdicom as hd
 import numpy as np
 import pytest
 from attacks.tiny_bundle import write_tiny_bundle
+from attacks.verdicts import read_header
 from click.testing import CliRunner
 from pydicom import dcmread
 
@@ -23,7 +24,6 @@ from ich_seq.bundle import load_bundle
 from ich_seq.cli import cli
 from ich_seq.codes import ANSWERS, FINDINGS, SITES, Verdict
 from ich_seq.devices import choose_device
-from ich_seq.dicom import read_header
 from ich_seq.dicom_results import NOT_WRITTEN, ResultSource, moment, write_dicom_results
 from ich_seq.figures import Predicted
 from ich_seq.files import sha256_file, short_hash

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import requests
 from archives import MULTIPART, forget_the_user, multipart, orthanc, put, serving
+from attacks.verdicts import read_header
 from pydicom import dcmread
 from pydicom.sr.codedict import codes
 
 from ich_seq import ArchiveError, OutputError, archive, dicomweb
 from ich_seq.archive import Fault
-from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom import SliceHeader
 from ich_seq.dicomweb import FETCHED, ListedStudy, fetched, list_studies, send
 from ich_seq.files import locked_folder, sha256_file, short_hash
 from ich_seq.reasons import Reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from attacks.verdicts import read_header
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydicom import config as pydicom_config
@@ -19,7 +20,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import validate_value
 
-from ich_seq.dicom import SliceHeader, read_header
+from ich_seq.dicom import SliceHeader
 from ich_seq.reasons import Reason, Refused
 from ich_seq.study_identity import CLEANERS, Reference, date, person_name, read_identity, sex, time_of_day
 

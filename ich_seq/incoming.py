@@ -1,0 +1,172 @@
+"""Where studies arrive: a folder, or whatever can list studies and fetch one. The driver asks both in one way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from ich_seq import IchSeqError, UsageError
+from ich_seq.arrivals import Arrivals, Stamp
+from ich_seq.files import short_hash
+from ich_seq.inputs import InputFile, identity_on_disk, list_files, walk
+from ich_seq.progress import Progress, silent
+from ich_seq.reasons import Reason, Unused
+from ich_seq.studies import read_headers
+
+NamedFiles = list[InputFile]
+"""Files, each with the name that it is reported by."""
+
+UNTOLD = Stamp(-1, -1)
+"""Of a link to nothing: its header, which cannot be read, says what is wrong."""
+
+HEADERS_AT_ONCE = 1 << 15
+"""Headers of a first look that are read before the next ones are asked for: what waits for it takes memory."""
+
+
+class UnreachableError(UsageError):
+    """What is watched cannot be reached, which may pass."""
+
+
+class Source(Protocol):
+    """Where studies arrive. `arrivals` says which are ready, `strays` which files belong to no study, and why."""
+
+    arrivals: Arrivals
+
+    @property
+    def strays(self) -> Mapping[str, Unused]:
+        """Return the files of no study by name."""
+
+    def look(self, now: float) -> None:
+        """See what is there. Raises UnreachableError, and forgets nothing then."""
+
+    def files(self, study_uid: str, names: Iterable[str]) -> AbstractContextManager[NamedFiles]:
+        """Give the files of a study, of these names, for as long as the block runs. Raises UnreachableError."""
+
+
+class Folder:
+    """A folder into which files are dropped: mixed, slowly, in any order. The header of each is read once.
+
+    The folder `skip` is passed over; with `hide_names` files are reported by a hash of their path below `root`.
+    `workers` processes read headers where there are many.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        quiet_s: float,
+        *,
+        skip: Path | None = None,
+        hide_names: bool = True,
+        workers: int = 0,
+        progress: Progress = silent,
+    ) -> None:
+        self.arrivals = Arrivals(quiet_s)
+        self.strays: dict[str, Unused] = {}
+        self._root, self._skip, self._workers, self._progress = root, skip, workers, progress
+        self._shown = short_hash if hide_names else str
+
+    def look(self, now: float) -> None:
+        """See which files are there, and read the headers of those that are new or changed."""
+        try:
+            untold = self.arrivals.look(now, self._scanned())
+        except OSError as error:
+            raise UnreachableError(f"{self._root} cannot be read: {error.strerror}.") from error
+        for name in [name for name in self.strays if name not in self.arrivals]:
+            del self.strays[name]
+        for start in range(0, len(untold), HEADERS_AT_ONCE):
+            self._read(untold[start : start + HEADERS_AT_ONCE])
+            if len(untold) >= HEADERS_AT_ONCE:
+                self._progress("reading headers", min(start + HEADERS_AT_ONCE, len(untold)), len(untold))
+
+    @contextmanager
+    def files(self, study_uid: str, names: Iterable[str]) -> Iterator[NamedFiles]:
+        """Give the files of a study where they lie."""
+        yield [self._named(name) for name in names]
+
+    def _read(self, untold: list[str]) -> None:
+        """Read the headers of files and say to which studies they belong."""
+        named = [self._named(name) for name in untold]
+        with closing(read_headers(named, workers=self._workers)) as verdicts:
+            for name, (verdict, *_) in zip(untold, verdicts, strict=True):  # frames of a file are of one study
+                self.strays.pop(name, None)
+                if verdict.study_uid:
+                    self.arrivals.tell(name, verdict.study_uid)
+                elif isinstance(verdict, Unused):
+                    self._set_aside(name, verdict)
+
+    def _set_aside(self, name: str, verdict: Unused) -> None:
+        """Keep why a file belongs to no study; one that cannot be opened may be so at the next look, unchanged."""
+        self.strays[name] = verdict
+        if verdict.reason != Reason.UNREADABLE:
+            self.arrivals.tell(name, "")
+
+    def _named(self, name: str) -> InputFile:
+        return InputFile(self._root / name, self._shown(name))
+
+    def _scanned(self) -> Iterator[tuple[str, Stamp]]:
+        """Yield every file below the folder. Raises OSError if the folder itself cannot be listed."""
+        hidden: list[str] = []
+
+        def hide(error: OSError) -> None:
+            if error.filename == str(self._root):
+                raise error
+            hidden.append(error.filename)
+
+        below = len(os.path.join(self._root, ""))  # noqa: PTH118 - of hundreds of thousands of files, at each look
+        passed_over = set() if self._skip is None else {identity_on_disk(self._skip)}
+        for folder, names in walk(self._root, passed_over, hide):
+            start = os.path.join(folder, "")  # noqa: PTH118
+            for name in names:
+                path = start + name
+                if (stamp := _stamp(path)) is not None:
+                    yield path[below:], stamp
+        yield from ((folder[below:], UNTOLD) for folder in hidden)
+
+
+def _stamp(path: str) -> Stamp | None:
+    """Return the stamp of a file, of a link to nothing UNTOLD; None if it went meanwhile."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return UNTOLD if os.path.lexists(path) else None
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+class Listed:
+    """Whatever can list its studies, with how many instances each has, and fetch one: a PACS that is asked.
+
+    A study is quiet when that number stayed the same for the quiet time. `fetch` gives a folder with its files; a
+    refusal of either (IchSeqError) means that nothing can be seen now.
+    """
+
+    def __init__(
+        self,
+        listing: Callable[[], Mapping[str, int]],
+        fetch: Callable[[str], AbstractContextManager[Path]],
+        quiet_s: float,
+    ) -> None:
+        self.arrivals = Arrivals(quiet_s)
+        self.strays: dict[str, Unused] = {}
+        self._listing, self._fetch = listing, fetch
+
+    def look(self, now: float) -> None:
+        """Ask which studies there are."""
+        try:
+            listed = self._listing()
+        except IchSeqError as refusal:
+            raise UnreachableError(str(refusal)) from refusal
+        for study_uid in self.arrivals.look(now, ((uid, Stamp(count, 0)) for uid, count in listed.items())):
+            self.arrivals.tell(study_uid, study_uid)
+
+    @contextmanager
+    def files(self, study_uid: str, names: Iterable[str]) -> Iterator[NamedFiles]:
+        """Fetch a study for as long as the block runs; its files go by a hash of their place in what was fetched."""
+        with ExitStack() as fetched:
+            try:
+                folder = fetched.enter_context(self._fetch(study_uid))
+            except IchSeqError as refusal:
+                raise UnreachableError(str(refusal)) from refusal
+            yield [InputFile(path, short_hash(path.relative_to(folder).as_posix())) for path in list_files(folder)]

@@ -1,0 +1,145 @@
+"""The command line of `watch`; heavy imports sit inside the command, as everywhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ich_seq.commands import (
+    EXIT_DONE,
+    EXIT_SOME_REJECTED,
+    Place,
+    common,
+    engine_option,
+    out_option,
+    phi_option,
+    shortened,
+    workers_option,
+)
+from ich_seq.tables import printable
+from ich_seq.terminal import print_result
+
+if TYPE_CHECKING:
+    from ich_seq.watch import StudyNews
+
+
+@click.command()
+@click.argument("folder", type=Place())
+@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote.")
+@out_option
+@click.option(
+    "--quiet-time",
+    "quiet_s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds without a new or changed file after which a study is taken for whole.",
+)
+@click.option(
+    "--every",
+    "every_s",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds between two looks at the folder.",
+)
+@click.option("--once", is_flag=True, help="End when all that is there at the first look is done.")
+@engine_option
+@click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
+@click.option(
+    "--refresh",
+    "refresh_s",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Seconds after which a browser loads the worklist anew. [default: when asked]",
+)
+@phi_option
+@common
+@workers_option
+def watch(
+    folder: Path,
+    bundle: Path,
+    out: Path,
+    quiet_s: float,
+    every_s: float,
+    once: bool,
+    engine: str | None,
+    report: bool,
+    refresh_s: int,
+    phi: bool,
+    device: str,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Predict studies as they arrive in a folder, into a worklist that is always up to date.
+
+    FOLDER is looked at again and again, with all its subfolders; a study is predicted once none of its files appeared
+    or changed for the quiet time, and again if more come later. Writes report.html, studies.csv and rejected.csv of
+    all studies, a folder a study in studies/, and prints a line a study. End it as you like, and run the same command
+    again to go on.
+
+    \b
+    ich-seq watch /data/incoming --bundle bundle --out worklist
+    """
+    from ich_seq.progress import shown
+    from ich_seq.watch import watch as run
+    from ich_seq.worklist import Pages
+
+    def tell(news: StudyNews) -> None:
+        print_result(json.dumps(described(news)) if as_json else printable(sentence(news)))
+
+    with shown(quiet=quiet) as progress:
+        summary = run(
+            folder,
+            bundle,
+            out,
+            quiet_s=quiet_s,
+            every_s=every_s,
+            once=once,
+            engine=engine,
+            device=device,
+            workers=workers,
+            shown=Pages(report=report, refresh_s=refresh_s, phi=phi),
+            tell=tell,
+            warn=lambda told: click.echo(shortened(printable(told)), err=True),
+            progress=progress,
+        )
+    counts = summary.counts
+    click.echo(
+        f"{summary.studies} studies, {summary.failed} failed; of {counts.files} files {counts.used} were used, "
+        f"{counts.excluded} excluded and {counts.rejected} rejected -> {printable(str(summary.out))}",
+        err=True,
+    )
+    sys.exit(EXIT_SOME_REJECTED if counts.rejected else EXIT_DONE)
+
+
+def described(news: StudyNews) -> dict[str, Any]:
+    """Return what is told of a study as JSON values, without text of a patient."""
+    from ich_seq.labels import LABELS
+
+    record, result = news.record, news.record.result
+    numbers = None if result is None else [None if p != p else p for p in result.probabilities.tolist()]  # noqa: PLR0124 - NaN
+    return {
+        "study_uid": record.study_uid,
+        "fate": record.fate,
+        "reason": record.reason,
+        "again": news.again,
+        "probabilities": None if numbers is None else dict(zip(LABELS, numbers, strict=True)),
+        "slices": 0 if result is None else result.slices,
+        "lost_slices": 0 if result is None else result.lost_slices,
+        "folder": str(news.folder),
+    }
+
+
+def sentence(news: StudyNews) -> str:
+    """Return what is told of a study as a line."""
+    record, result = news.record, news.record.result
+    if result is None:
+        return f"{record.fate} {record.study_uid}: {record.reason}"
+    again = ", done again" if news.again else ""
+    return f"{result.probabilities[-1]:.3f} {record.study_uid}: {result.slices} slices{again} -> {news.folder}"

@@ -6,6 +6,9 @@
         rnn-<k>.safetensors       a sequence model a fold; a prediction is the mean of their logits, over encoders too
         familiar.safetensors      what embeddings of the training data are like, to tell a study that is unlike them
 
+A sequence model is of a kind: "correction" is ours (see `model`), "contextual" that of others (see `contextual`), of
+whose training data nothing may be known. Keys of a card that are not known are left alone.
+
 Nothing in a bundle is ever executed, and a file whose SHA-256 is not the card's is refused.
 """
 
@@ -26,7 +29,8 @@ from scipy.special import expit
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.calibration import Calibration
 from ich_seq.config import Rnn
-from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, save_encoder
+from ich_seq.contextual import Context, ContextualModel
+from ich_seq.encoder import LATER, EncoderSpec, SliceEncoder, load_encoder, save_encoder
 from ich_seq.engines import Embedder, Execution
 from ich_seq.figures import Predicted
 from ich_seq.files import plain_name, remove, sha256_file, write_json
@@ -38,7 +42,11 @@ from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import build_around, read_tensors, write_tensors
 
-SCHEMA = "ich-seq bundle 4"
+SCHEMA = "ich-seq bundle 5"
+BEFORE = ("ich-seq bundle 4",)
+"""Schemas that are read too; `_as_now` says what they left unsaid."""
+
+CORRECTION, CONTEXTUAL = "correction", "contextual"
 MAX_NETWORKS = 10_000
 CARD, FAMILIAR = "bundle.json", "familiar.safetensors"
 NETWORK_FILE = re.compile(r"((rnn|encoder)-[0-9]+|familiar)\.safetensors")
@@ -69,9 +77,9 @@ class Bundle:
     """
 
     embedders: dict[int, Embedder]
-    models: tuple[SequenceModel, ...]
+    models: tuple[SequenceModel | ContextualModel, ...]
     calibrations: Calibrations
-    familiar: Familiar
+    familiar: Familiar | None
     card: dict[str, Any]
     card_sha256: str
     operating_points: OperatingPoints = NO_POINTS
@@ -93,8 +101,10 @@ class Bundle:
         named = {"cnn": base, "rnn": refined, "blend": blend}
         return {name: Predicted(slices=expit(x[0][0]), studies=expit(x[1])) for name, x in named.items()}
 
-    def novelty(self, views: Sequence[StudyFeatures]) -> float:
-        """Return how unlike the training data a study is, as `beside` takes it: see `novelty`."""
+    def novelty(self, views: Sequence[StudyFeatures]) -> float | None:
+        """Return how unlike the training data a study is, as `beside` takes it: see `novelty`; None if none knows."""
+        if self.familiar is None:
+            return None
         return self.familiar.novelty(np.asarray(view.features) for view in views)
 
     def _logits(self, view: StudyFeatures) -> tuple[Logits, Logits]:
@@ -114,9 +124,9 @@ def save_bundle(
     *,
     encoders: Sequence[SliceEncoder],
     execution: Execution,
-    models: Sequence[SequenceModel],
+    models: Sequence[SequenceModel | ContextualModel],
     calibrations: Calibrations,
-    familiar: Familiar,
+    familiar: Familiar | None,
     facts: dict[str, Any],
 ) -> None:
     """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
@@ -127,7 +137,7 @@ def save_bundle(
     for k, model in enumerate(models):
         file = f"rnn-{k}.safetensors"
         rnns.append({"file": file, "sha256": write_tensors(root / file, model.state_dict())})
-    usual = {"mean": torch.from_numpy(familiar.mean), "scale": torch.from_numpy(familiar.scale)}
+    kind = CONTEXTUAL if isinstance(models[0], ContextualModel) else CORRECTION
     card = {
         "schema": SCHEMA,
         "version": __version__,
@@ -135,19 +145,20 @@ def save_bundle(
         "labels": list(LABELS),
         "encoders": [asdict(encoder.spec) | {"file": encoder_file(k)} for k, encoder in enumerate(encoders)],
         "execution": asdict(execution),
-        "rnn": {"dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
+        "rnn": {"kind": kind, "dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
         "calibration": {
             level: {name: numbers.tolist() for name, numbers in asdict(fitted).items()}
             for level, fitted in calibrations._asdict().items()
         },
-        "familiar": {
-            "file": FAMILIAR,
-            "sha256": write_tensors(root / FAMILIAR, usual),
-            "limit": familiar.limit,
-        },
+        "familiar": None if familiar is None else _write_familiar(root, familiar),
         **facts,
     }
     write_json(root / CARD, card)
+
+
+def _write_familiar(root: Path, familiar: Familiar) -> dict[str, Any]:
+    usual = {"mean": torch.from_numpy(familiar.mean), "scale": torch.from_numpy(familiar.scale)}
+    return {"file": FAMILIAR, "sha256": write_tensors(root / FAMILIAR, usual), "limit": familiar.limit}
 
 
 def _forget(root: Path) -> None:
@@ -159,8 +170,17 @@ def _forget(root: Path) -> None:
 def read_card(root: Path) -> dict[str, Any]:
     """Read a bundle's card. Raises UsageError if there is no bundle, ArtefactError if the card is damaged."""
     if not (root / CARD).is_file():
-        raise UsageError(f"{root} is not a bundle: it has no {CARD}. Give the folder that train-rnn wrote.")
-    return read_manifest(root / CARD, SCHEMA)
+        raise UsageError(
+            f"{root} is not a bundle: it has no {CARD}. Give the folder that train-rnn wrote, "
+            "or the name of a bundle of the library (ich-seq weights list)."
+        )
+    return read_manifest(root / CARD, SCHEMA, *BEFORE)
+
+
+def named_files(card: dict[str, Any]) -> list[str]:
+    """Return the names of a bundle's files, the card's first. Raises as a card does that says no such thing."""
+    entries = [*card["encoders"], *card["rnn"]["files"], *filter(None, [card["familiar"]])]
+    return [CARD, *(plain_name(entry["file"]) for entry in entries)]
 
 
 def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> Bundle:
@@ -169,10 +189,11 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
     Raises UsageError if there is no bundle, ArtefactError if a file is not the card's, if the labels come
     in another order or if the weights do not fit the networks described.
     """
-    path, card = root / CARD, read_card(root)
-    if card.get("labels") != list(LABELS):
-        raise ArtefactError(f"{path}: the labels are {card.get('labels')}, this version has {list(LABELS)}.")
+    path, written = root / CARD, read_card(root)
+    if written.get("labels") != list(LABELS):
+        raise ArtefactError(f"{path}: the labels are {written.get('labels')}, this version has {list(LABELS)}.")
     try:
+        card = _as_now(written)
         if not card["rnn"]["files"] or {e["dim"] for e in card["encoders"]} != {card["rnn"]["dim"]}:
             raise ValueError("no sequence model for embeddings of the encoders' width")
         if not isinstance(card["intended_use"], str):
@@ -186,7 +207,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
             raise ValueError("encoders that are not shown the same slices")
         models = [_model(root, card["rnn"], entry) for entry in card["rnn"]["files"]]
         calibrations = Calibrations(**{level: _calibration(of) for level, of in card["calibration"].items()})
-        familiar = _familiar(root, card["familiar"], card["encoders"])
+        familiar = _familiar(root, card)
         points = OperatingPoints.from_json(card.get("operating_points"))
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError, ValidationError) as error:
         raise ArtefactError(f"{path} does not describe the files beside it ({error}); train again.") from error
@@ -195,15 +216,25 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         models=tuple(model.to(device) for model in models),
         calibrations=calibrations,
         familiar=familiar,
-        card=card,
+        card=written,
         card_sha256=sha256_file(path),
         operating_points=points,
     )
 
 
+def _as_now(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card in the words of this schema. In 4 all sequence models were ours, and encoders had no choices."""
+    if card["schema"] == SCHEMA:
+        return card
+    encoders = [dict.fromkeys(LATER, False) | described for described in card["encoders"]]
+    return card | {"encoders": encoders, "rnn": {"kind": CORRECTION} | card["rnn"]}
+
+
 def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
     _vouched(described["sha256"])
     spec = EncoderSpec.from_json({k: v for k, v in described.items() if k != "file"})
+    if unsaid := asdict(spec).keys() - described.keys():
+        raise ValueError(f"an encoder of which is not said: {', '.join(sorted(unsaid))}")
     if not spec.head:
         raise ValueError("an encoder without a slice classifier")
     return load_encoder(spec, root / plain_name(described["file"]))
@@ -216,7 +247,10 @@ def _calibration(described: dict[str, list[float]]) -> Calibration:
     return calibration
 
 
-def _familiar(root: Path, described: dict[str, Any], encoders: Sequence[dict[str, Any]]) -> Familiar:
+def _familiar(root: Path, card: dict[str, Any]) -> Familiar | None:
+    described, encoders = card["familiar"], card["encoders"]
+    if described is None and _kind(card["rnn"]) == CONTEXTUAL:  # what is ours always knows
+        return None
     tensors = read_tensors(root / plain_name(described["file"]), _vouched(described["sha256"]))
     limit, shape = described["limit"], (len(encoders), encoders[0]["dim"])
     usual = {name: tensors.pop(name).numpy() for name in ("mean", "scale")}
@@ -246,7 +280,18 @@ def _vouched(value: Any) -> str:
     return value
 
 
-def _model(root: Path, described: dict[str, Any], entry: dict[str, str]) -> SequenceModel:
-    path, config = root / plain_name(entry["file"]), Rnn.model_validate(described["config"])
+def _model(root: Path, described: dict[str, Any], entry: dict[str, str]) -> SequenceModel | ContextualModel:
+    path, dim, config = root / plain_name(entry["file"]), described["dim"], described["config"]
     tensors = read_tensors(path, _vouched(entry["sha256"]))
-    return build_around(lambda: SequenceModel(described["dim"], config), tensors, path).eval().requires_grad_(False)
+    if _kind(described) == CONTEXTUAL:
+        context = Context.model_validate(config)
+        return build_around(lambda: ContextualModel(dim, context), tensors, path).eval().requires_grad_(False)
+    rnn = Rnn.model_validate(config)
+    return build_around(lambda: SequenceModel(dim, rnn), tensors, path).eval().requires_grad_(False)
+
+
+def _kind(described: dict[str, Any]) -> str:
+    kind = described["kind"]
+    if kind not in (CORRECTION, CONTEXTUAL):
+        raise ValueError(f"sequence models of the kind {kind!r:.80}")
+    return str(kind)

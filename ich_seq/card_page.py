@@ -20,11 +20,14 @@ CARD_PAGE = "card.html"
 def card_page(card: Mapping[str, Any]) -> bytes:
     """Return the page of a bundle's card (see `bundle.read_card`): use, figures, data, networks, settings, hashes.
 
-    Raises ArtefactError if the card lacks any of it.
+    Of weights that others published it has what these said, and says that it is theirs. Raises ArtefactError if the
+    card lacks any of it.
     """
     if card.get("labels") != list(LABELS):
         raise ArtefactError(f"The card's labels are {card.get('labels')}, this version has {list(LABELS)}.")
     try:
+        if "published" in card:
+            return _page_of_published(card)
         training = card["training"]
         settings = json.dumps(training["settings"], indent=2, sort_keys=True)
         lengths = sorted((int(n), int(count)) for n, count in training["lengths"].items())
@@ -32,6 +35,12 @@ def card_page(card: Mapping[str, Any]) -> bytes:
         return render("card.html", card=card, training=training, settings=settings, slices=slices)
     except (UndefinedError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ArtefactError(f"The bundle's card does not say all that a card says ({error}); train again.") from error
+
+
+def _page_of_published(card: Mapping[str, Any]) -> bytes:
+    published = card["published"]
+    figures = published["figures_of_its_authors"]
+    return render("published_card.html", card=card, published=published, figures=figures)
 
 
 def _middle(counted: Sequence[tuple[int, int]]) -> int:

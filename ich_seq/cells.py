@@ -23,6 +23,18 @@ def valid_steps(lengths: Tensor, longest: int, device: torch.device | None = Non
     return steps < lengths.to(steps.device)[:, None]
 
 
+def read_packed(rnn: nn.GRU | nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return the states of a recurrent network, (B, T, W), that never runs over padding.
+
+    In a graph that is exported is one study and no padding, so that there is nothing to pack.
+    """
+    if torch.compiler.is_exporting():
+        states: Tensor = rnn(inputs)[0]
+        return states
+    packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
+    return pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=inputs.shape[1])[0]
+
+
 def build_cell(inputs: int, config: Rnn) -> Recurrent | Attending | Convolving:
     """Return the cell that the settings name, for inputs of this width."""
     if config.cell == "transformer":
@@ -42,9 +54,7 @@ class Recurrent(nn.Module):
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Return the hidden states of both directions, (B, T, 2 x hidden)."""
-        packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
-        context, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=inputs.shape[1])
-        return context
+        return read_packed(self.rnn, inputs, lengths)
 
 
 class Attending(nn.Module):

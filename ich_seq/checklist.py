@@ -63,27 +63,46 @@ def answers_of_card(card: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _of_card(card: Mapping[str, Any]) -> dict[int, str]:
-    training, encoders, rnn = card["training"], card["encoders"], card["rnn"]
+    return _of_networks(card) | (_of_published(card) if "published" in card else _of_training(card))
+
+
+def _of_networks(card: Mapping[str, Any]) -> dict[int, str]:
+    encoders, rnn = card["encoders"], card["rnn"]
     first = encoders[0]
     windows = ", ".join(f"{level:g}/{width:g}" for level, width in first["windows_hu"])
-    versions = ", ".join(f"{name} {version}" for name, version in training["versions"].items())
     return {
         1: f"A network of slices ({first['arch']}), then one of the sequence of slices, read in both directions "
         f"({rnn['config']['cell'].upper()}): deep learning.",
         3: card["intended_use"],
         9: f"Hounsfield units, {first['field_mm']:g} mm over {first['size']} pixels, windows (level/width) {windows}, "
         f"slices {', '.join(map(str, first['neighbours']))} beside one another.",
-        16: f"Labels of the training set: a file of SHA-256 {training['labels_sha256']}.",
-        19: "Folds by patient, strata by the rarest label of a patient.",
         22: f"{first['arch']} ({len(encoders)} network(s), embeddings of {first['dim']}), then {len(rnn['files'])} "
         f"{rnn['config']['cell'].upper()} network(s): embeddings and slice logits in, slice and study logits out.",
-        23: f"ich-seq {card['version']}, {versions}.",
         24: f"Encoder: {first['weights']}.",
+        27: "The mean of the logits of all networks.",
+        31: "Class activation maps of key slices (predict's report).",
+    }
+
+
+def _of_published(card: Mapping[str, Any]) -> dict[int, str]:
+    published = card["published"]
+    return {
+        23: f"ich-seq {card['version']} with weights that others trained.",
+        25: f"By its authors: {published['training_data']}.",
+        43: f"The weights are {published['source']}, under {published['licence']}.",
+    }
+
+
+def _of_training(card: Mapping[str, Any]) -> dict[int, str]:
+    training = card["training"]
+    versions = ", ".join(f"{name} {version}" for name, version in training["versions"].items())
+    return {
+        16: f"Labels of the training set: a file of SHA-256 {training['labels_sha256']}.",
+        19: "Folds by patient, strata by the rarest label of a patient.",
+        23: f"ich-seq {card['version']}, {versions}.",
         25: f"{training['studies']:,} studies, {training['slices']:,} slices of {training['patients']:,} patients; all "
         "settings are on the card.",
         26: "Each sequence model stops on a fold that it did not learn from; the blend is chosen on the same folds.",
-        27: "The mean of the logits of all networks.",
-        31: "Class activation maps of key slices (predict's report).",
         32: "Out of fold by patient; the figures are on the card.",
     }
 

@@ -42,6 +42,7 @@ from ich_seq.signals import ended_by_signals
 from ich_seq.tables import printable
 from ich_seq.terminal import harmless_streams
 from ich_seq.watch_cli import watch
+from ich_seq.weights_cli import export, weights
 
 
 @click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -260,7 +261,7 @@ def train_rnn(
 
 @cli.command()
 @dicom_source
-@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote.")
+@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote, or a name of the library.")
 @out_option
 @engine_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
@@ -391,6 +392,10 @@ def evaluate(
         f"{summarised(summary.evaluation)} -> {printable(str(out))}",
         as_json=as_json,
     )
+
+
+cli.add_command(weights)
+cli.add_command(export)
 
 
 @cli.command()

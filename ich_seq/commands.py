@@ -119,14 +119,14 @@ class Place(click.Path):
         return path
 
 
+def reporting(command: Command) -> Command:
+    """Add the option that every command has: how its result is printed."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
 def telling(command: Command) -> Command:
-    """Add the options that every command has: what is printed."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-        click.option("--quiet", is_flag=True, help="Show no progress."),
-    ):
-        command = option(command)
-    return command
+    """Add the options of every command that takes its time: what is printed."""
+    return click.option("--quiet", is_flag=True, help="Show no progress.")(reporting(command))
 
 
 def common(command: Command) -> Command:
@@ -218,9 +218,15 @@ def read_config(path: Path | None, overrides: tuple[str, ...]) -> Config:
     from ich_seq.config import load_config
 
     config = load_config(path, overrides)
-    if config.encoder.weights == "hub" and not OFFLINE_ANYWAY:
-        os.environ.pop(OFFLINE, None)
+    if config.encoder.weights == "hub":
+        open_hub()
     return config
+
+
+def open_hub() -> None:
+    """Open the way to the hub, unless the environment shut it; to be called before what asks it is imported."""
+    if not OFFLINE_ANYWAY:
+        os.environ.pop(OFFLINE, None)
 
 
 def read_shares(given: tuple[str, ...]) -> dict[str, float]:

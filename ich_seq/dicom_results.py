@@ -76,7 +76,7 @@ class ResultSource:
     def of(cls, bundle: Bundle) -> ResultSource:
         """Return what identifies a bundle under this version; weights go by the name of their file."""
         card = bundle.card
-        named = (*card["encoders"], *card["rnn"]["files"], card["familiar"])
+        named = (*card["encoders"], *card["rnn"]["files"], *([card["familiar"]] if card["familiar"] else []))
         return cls(
             version=__version__,
             card_sha256=bundle.card_sha256,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ich_seq import UsageError, windows
+from ich_seq import ArtefactError, UsageError, windows
 from ich_seq.config import Config, Slices
 from ich_seq.files import sha256_bytes, short_hash
 from ich_seq.labels import LABELS
@@ -22,6 +23,9 @@ from ich_seq.weights import build_around, fill, read_tensors, tensor_bytes, writ
 
 HEAD = "slice_head."
 """Prefix of the slice head's tensors in an encoder's file; timm names nothing so."""
+
+LATER = ("air_beyond", "late_pool")
+"""What records and fingerprints of before do not hold: where it is False all is as it was then."""
 
 MAX_LISTED, MAX_NORM, MIN_STD, MAX_DIM = 256, 1e4, 1e-4, 1 << 16
 """What records keep far away from: the length of a list, values to normalise by, the width of an embedding."""
@@ -32,7 +36,9 @@ class EncoderSpec:
     """Which network an embedding comes from, and what it is shown: plain JSON values.
 
     Together with the weights' values, whose SHA-256 it holds, and the `Execution` it decides an embedding.
-    `head` tells whether the file holds a slice classifier too.
+    `head` tells whether the file holds a slice classifier too. Weights of others may want what ours do not:
+    with `air_beyond` slices beyond the ends of a study are air, with `late_pool` the network's own head works
+    on each place of the last feature map and the mean is taken of what it says.
     """
 
     arch: str
@@ -46,11 +52,14 @@ class EncoderSpec:
     std: tuple[float, ...]
     dim: int
     head: bool = False
+    air_beyond: bool = False
+    late_pool: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Return 16 hex digits that differ if any embedding could."""
-        return short_hash(json.dumps(asdict(self), sort_keys=True))
+        told = {name: value for name, value in asdict(self).items() if value or name not in LATER}
+        return short_hash(json.dumps(told, sort_keys=True))
 
     @property
     def channels(self) -> int:
@@ -73,8 +82,11 @@ class EncoderSpec:
         )
         Slices.model_validate({name: getattr(spec, name) for name in Slices.model_fields}, strict=True)
         texts, numbers = (spec.arch, spec.weights, spec.sha256), (*spec.mean, *spec.std)
-        if not all(type(text) is str for text in texts) or type(spec.head) is not bool or type(spec.dim) is not int:
-            raise TypeError("names are texts, head is true or false, dim a number")
+        choices = (spec.head, spec.air_beyond, spec.late_pool)
+        if not all(type(text) is str for text in texts) or type(spec.dim) is not int:
+            raise TypeError("names are texts, dim a number")
+        if not all(type(choice) is bool for choice in choices):
+            raise TypeError(f"head, {' and '.join(LATER)} are true or false")
         if not all(type(number) in (int, float) and abs(number) < MAX_NORM for number in numbers):
             raise ValueError("mean and std are numbers")
         if not spec.mean or not spec.std or min(spec.std) < MIN_STD or not 0 < spec.dim <= MAX_DIM:
@@ -104,8 +116,7 @@ class SliceEncoder(nn.Module):
 
     def embed_shown(self, shown: Tensor) -> Tensor:
         """Embed M slices that windows were applied to already, (M, C, S, S) in [0, 1]."""
-        embedded: Tensor = self.network(self._normalised(shown))
-        return embedded.flatten(1).float()
+        return self._flat(self.network(self._normalised(shown)))
 
     def feature_map(self, shown: Tensor) -> Any:
         """Return the network's last features before they are pooled, of slices as `embed_shown` takes them.
@@ -118,8 +129,15 @@ class SliceEncoder(nn.Module):
     def pooled(self, seen: Tensor) -> Tensor:
         """Return the embeddings, (M, D), that a feature map leads to."""
         network: Any = self.network
-        embedded: Tensor = network.forward_head(seen)
-        return embedded.flatten(1).float()
+        return self._flat(network.forward_head(seen))
+
+    def _flat(self, embedded: Tensor) -> Tensor:
+        """Return what the network says as (M, D) float32. Raises ArtefactError if it has no places to pool late."""
+        if not self.spec.late_pool:
+            return embedded.flatten(1).float()
+        if embedded.ndim != 4:
+            raise ArtefactError(f"{self.spec.arch} has no places that a mean could be taken of.")
+        return embedded.mean(dim=(2, 3)).float()
 
     def _normalised(self, shown: Tensor) -> Tensor:
         rows_last = shown.contiguous(memory_format=torch.channels_last)
@@ -140,7 +158,7 @@ def build_encoder(config: Config, *, drop_path: float = 0.0) -> SliceEncoder:
     slices, chosen = config.slices, config.encoder
     channels = len(slices.windows_hu) * len(slices.neighbours)
     torch.manual_seed(chosen.seed)
-    network = _network(chosen.arch, channels, drop_path)
+    network = build_network(chosen.arch, channels, drop_path)
     source = fill(network, chosen.arch, chosen.weights)
     cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
     spec = EncoderSpec(
@@ -158,14 +176,21 @@ def build_encoder(config: Config, *, drop_path: float = 0.0) -> SliceEncoder:
     return _ready(SliceEncoder(network, spec))
 
 
-def _network(arch: str, channels: int, drop_path: float = 0.0) -> nn.Module:
+def build_network(arch: str, channels: int, drop_path: float = 0.0, *, late_pool: bool = False) -> nn.Module:
+    """Return timm's network of this name, without its classifier; with `late_pool` it leaves the places apart.
+
+    Raises UsageError if there is none, or none with stochastic depth; ArtefactError if it cannot leave them apart.
+    """
     if not timm.is_model(arch) or ("." in arch and not timm.models.is_model_pretrained(arch)):
         near = ", ".join(difflib.get_close_matches(arch, timm.list_models(), n=5))
         raise UsageError(f"timm knows no network {arch!r}{f'; near it are {near}' if near else ''}.")
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    options |= {"global_pool": ""} if late_pool else {}
     try:
         network: nn.Module = timm.create_model(arch, pretrained=False, num_classes=0, in_chans=channels, **options)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
+        if late_pool:
+            raise ArtefactError(f"{arch} cannot pool after its head.") from error
         raise UsageError(f"{arch} knows no stochastic depth; set cnn.drop_path to 0.") from error
     return network
 
@@ -211,13 +236,19 @@ def save_encoder(encoder: SliceEncoder, path: Path) -> str:
 
 def load_encoder(spec: EncoderSpec, path: Path) -> SliceEncoder:
     """Rebuild an encoder from its spec and its weights. Raises ArtefactError if the file is not the one meant."""
-    tensors = {
+    return encoder_from(spec, read_tensors(path, spec.sha256), path)
+
+
+def encoder_from(spec: EncoderSpec, tensors: Mapping[str, Tensor], path: Path) -> SliceEncoder:
+    """Build an encoder of the tensors of its file (see `encoder_tensors`). Raises ArtefactError if they do not fit."""
+    named = {
         f"head.{name.removeprefix(HEAD)}" if name.startswith(HEAD) else f"network.{name}": tensor
-        for name, tensor in read_tensors(path, spec.sha256).items()
+        for name, tensor in tensors.items()
     }
-    return _ready(build_around(lambda: _empty(spec), tensors, path))
+    return _ready(build_around(lambda: _empty(spec), named, path))
 
 
 def _empty(spec: EncoderSpec) -> SliceEncoder:
     """Return the encoder of a spec with weights that mean nothing."""
-    return SliceEncoder(_network(spec.arch, spec.channels), spec, new_head(spec.dim) if spec.head else None)
+    network = build_network(spec.arch, spec.channels, late_pool=spec.late_pool)
+    return SliceEncoder(network, spec, new_head(spec.dim) if spec.head else None)

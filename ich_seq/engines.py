@@ -85,7 +85,7 @@ class Embedder:
         A study is always cut into the same batches, of even size since a small last one would be slow, so its
         embeddings depend on nothing but itself.
         """
-        stacked = windows.with_neighbours(hu, self.spec.neighbours)
+        stacked = windows.with_neighbours(hu, self.spec.neighbours, air_beyond=self.spec.air_beyond)
         count = math.ceil(len(hu) / self.batch_size)
         features = torch.cat(list(self._map(self._mean_over_views, torch.tensor_split(stacked, count))))
         if features.shape[1] != self.spec.dim:
@@ -95,8 +95,13 @@ class Embedder:
 
     @torch.inference_mode()
     def _mean_over_views(self, hu: Tensor) -> Tensor:
-        seen = [self._forward(_viewed(hu, *view)) for view in VIEWS[: self.execution.views]]
-        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(dim=0)
+        return mean_over_views(self._forward, hu, self.execution.views)
+
+
+def mean_over_views(embed: Forward, hu: Tensor, views: int) -> Tensor:
+    """Return the mean embeddings, (M, D), of so many views of slices (M, J, S, S)."""
+    seen = [embed(_viewed(hu, *view)) for view in VIEWS[:views]]
+    return seen[0] if len(seen) == 1 else torch.stack(seen).mean(dim=0)
 
 
 def _viewed(hu: Tensor, mirrored: bool, angle_deg: float, scale: float) -> Tensor:

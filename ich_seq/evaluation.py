@@ -33,6 +33,7 @@ from ich_seq.study_labels import read_any_labels
 from ich_seq.subgroups import judge_subgroups, spread
 from ich_seq.tables import csv_table
 from ich_seq.thresholds import roc_curve
+from ich_seq.weight_library import bundle_folder
 
 SCHEMA = "ich-seq evaluation 2"
 EVALUATION, FIGURES, PAGE = "evaluation.json", "figures.csv", "evaluation.html"
@@ -76,10 +77,11 @@ def evaluate(
     if given is not None:
         check_input(given)
     held = hold(read_results(predictions), read_any_labels(labels))
-    card = None if bundle is None else _whole_card(Path(bundle))
+    bundle = None if bundle is None else bundle_folder(Path(bundle))
+    card = None if bundle is None else _whole_card(bundle)
     rendered = None if card is None else card_page(card)
     inputs, run = _inputs(predictions, labels), _run_of(predictions)
-    made_by = {} if bundle is None or card is None else {"bundle": _of_bundle(Path(bundle), card, run, inputs)}
+    made_by = {} if bundle is None or card is None else {"bundle": _of_bundle(bundle, card, run, inputs)}
     with locked_folder(out):
         remove(out / name for name in (EVALUATION, PAGE, FIGURES, CARD_PAGE))  # an older run's are none of this one
         samples = _samples(held, prevalence or {}, resamples, seed)
@@ -203,12 +205,13 @@ def _whole_card(bundle: Path) -> dict[str, Any]:
 def _of_bundle(
     bundle: Path, card: Mapping[str, Any], run: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return whether a bundle made the predictions (None: they do not tell) and learnt from this label file."""
+    """Return whether a bundle made the predictions and learnt from this label file (None: nothing tells)."""
     sha256, made = sha256_file(bundle / CARD), run.get("card_sha256")
+    learnt = card.get("training", {}).get("labels_sha256") == inputs["labels_sha256"]
     return {
         "card_sha256": sha256,
         "made_the_predictions": None if made is None else made == sha256,
-        "trained_on_these_labels": card.get("training", {}).get("labels_sha256") == inputs["labels_sha256"],
+        "trained_on_these_labels": None if "published" in card else learnt,
     }
 
 

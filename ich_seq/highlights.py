@@ -27,9 +27,9 @@ def key_slices(probabilities: NDArray[np.float64]) -> list[int]:
 
 def flags(result: StudyResult) -> tuple[str, ...]:
     """Return what a reader should know of a study before believing its probabilities."""
-    g, n, span_mm = result.geometry, result.slices, result.span_mm
+    g, n, span_mm, novelty = result.geometry, result.slices, result.span_mm, result.novelty or 0
     found = {
-        f"unlike the training data: {result.novelty:.2f}": result.novelty >= STRANGE,
+        f"unlike the training data: {novelty:.2f}": novelty >= STRANGE,
         f"slices lost: {result.lost_slices}": result.lost_slices > 0,
         f"gaps: {g.gaps}": g.gaps > 0,
         f"repeated positions: {g.duplicates}": g.duplicates > 0,
@@ -45,7 +45,8 @@ def flags(result: StudyResult) -> tuple[str, ...]:
 def incomplete(result: StudyResult) -> bool:
     """Tell whether a study may hold what was not seen, or not as it was learnt, so that nothing in it is absent.
 
-    That is one with slices lost, with gaps or that covers less than a head, or one unlike the training data.
+    That is one with slices lost, with gaps or that covers less than a head, or one unlike the training data, or of which
+    that is not known.
     """
     unseen = result.lost_slices > 0 or result.geometry.gaps > 0 or not result.span_mm >= SHORT_MM
-    return unseen or not result.novelty < STRANGE
+    return unseen or result.novelty is None or not result.novelty < STRANGE

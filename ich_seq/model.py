@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,24 @@ class Logits(NamedTuple):
     studies: Tensor
 
 
+class Judge(Protocol):
+    """What says more of a study than its slices by themselves do: ours, or a model of others."""
+
+    most_sure: float
+    """The largest logit, to either side, of what the slices by themselves say of a study."""
+
+    def judge(self, features: Tensor, positions_mm: Tensor, lengths: Tensor, base_logits: Tensor) -> Logits:
+        """Return the logits of B studies: see `SequenceModel.forward`."""
+
+
 class SequenceModel(nn.Module):
     """What a classifier of single slices says, corrected by a cell that has read the neighbours.
 
     The cell adds to the classifier's logits and starts from adding nothing. A study's logits are the same
     alone, in any batch, in any order and whatever the padding holds.
     """
+
+    most_sure = torch.inf
 
     def __init__(self, dim: int, config: Rnn) -> None:
         super().__init__()
@@ -63,10 +75,9 @@ class SequenceModel(nn.Module):
         `base_logits` (B, T, K) are what the slice classifier says; in training, one that did not see the
         study. Refuses (ValueError) lengths of another number, below 1 or beyond T.
         """
-        longest = features.shape[1]
-        if lengths.shape != features.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > longest:
-            raise ValueError(f"lengths {lengths.tolist()} do not fit features of shape {tuple(features.shape)}")
-        real = valid_steps(lengths, longest, features.device)[..., None]
+        if not torch.compiler.is_exporting():  # a graph has no values to look at
+            check_lengths(lengths, features)
+        real = valid_steps(lengths, features.shape[1], features.device)[..., None]
         base = torch.where(real, base_logits, 0)
         projected = self._project(torch.where(real, features, 0))
         context = self.cell(self._describe(projected, base, positions_mm, lengths, real), lengths)
@@ -111,6 +122,12 @@ class SequenceModel(nn.Module):
         return Logits((said.slices + turn_round(back.slices, lengths)) / 2, (said.studies + back.studies) / 2)
 
 
+def check_lengths(lengths: Tensor, features: Tensor) -> None:
+    """Raise ValueError for lengths (B,) that do not fit features (B, T, D)."""
+    if lengths.shape != features.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > features.shape[1]:
+        raise ValueError(f"lengths {lengths.tolist()} do not fit features of shape {tuple(features.shape)}")
+
+
 def beside(base: Tensor, lengths: Tensor, reach: int) -> Tensor:
     """Return what the slices up to `reach` away say more than a slice itself, (B, T, K) -> (B, T, 2 x reach x K).
 
@@ -144,7 +161,7 @@ def turn_round(rows: Tensor, lengths: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def ensemble_logits(
-    models: Sequence[SequenceModel], features: Tensor, positions_mm: Tensor, lengths: Tensor, base: Tensor
+    models: Sequence[Judge], features: Tensor, positions_mm: Tensor, lengths: Tensor, base: Tensor
 ) -> tuple[Logits, Logits]:
     """Return what the base says, (B, T, K), a study being its likeliest slice, and the mean of the models."""
     real = valid_steps(lengths, features.shape[1], features.device)[..., None]
@@ -153,7 +170,8 @@ def ensemble_logits(
         torch.stack([logits.slices for logits in said]).mean(dim=0),
         torch.stack([logits.studies for logits in said]).mean(dim=0),
     )
-    return Logits(base, torch.where(real, base, -torch.inf).amax(dim=1)), refined
+    likeliest = torch.where(real, base, -torch.inf).amax(dim=1)
+    return Logits(base, likeliest.clamp(-models[0].most_sure, models[0].most_sure)), refined
 
 
 def _silent_linear(width: int, labels: int) -> nn.Linear:

@@ -37,6 +37,7 @@ from ich_seq.sources import Source, check_source, found_studies
 from ich_seq.store import REJECTED
 from ich_seq.studies import Counts, Findings, Study, account
 from ich_seq.study_pages import StudyPages
+from ich_seq.weight_library import bundle_folder
 
 TABLES = (STUDIES, SLICES, SUBMISSION)
 WriteStudy = Callable[[Study, StudyPrediction], None]
@@ -78,6 +79,7 @@ def predict(
     With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices. With `sr`
     also DICOM objects for an archive, which name the patient, in sr/: see `dicom_results`.
 
+    `bundle` is a folder or, where there is none, the name of one in the library of weights (see `weight_library`).
     The bundle's own encoders are used, so no setting can disagree with its training; `engine` says what
     runs them, if not what did then. Patients are numbered and files known by a hash; Patient IDs
     and file names are written only where `phi` asks for them. Raises NothingUsableError if no slice is usable
@@ -86,7 +88,7 @@ def predict(
     Started by torchrun, the processes share out the studies; a folder and `out` must be the same for all, and
     what is left in `out` is the same too.
     """
-    bundle, out = Path(bundle), Path(out)
+    bundle, out = bundle_folder(Path(bundle)), Path(out)
     workers = choose_workers(workers)
     with working_group() as group:
         loaded = group.agree(lambda: _ready(source, bundle, out, device, engine, sr))

@@ -32,7 +32,8 @@ class StudyResult:
 
     `patient` numbers the patients of a run, so that nobody is named and studies of one are still known as such;
     `patient_id` is the Patient ID if it was asked for. `matrix` is (H, W), `scanner` maker and model, `span_mm` from
-    the first slice to the last. `novelty` tells how unlike the training data it is: above 1, further than 99 % of them.
+    the first slice to the last. `novelty` tells how unlike the training data it is: above 1, further than 99 % of them;
+    None if nothing is known of those.
     """
 
     study_uid: str
@@ -45,7 +46,7 @@ class StudyResult:
     said: NDArray[np.float64]
     geometry: Geometry
     lost_slices: int
-    novelty: float
+    novelty: float | None
 
     @property
     def probabilities(self) -> NDArray[np.float64]:

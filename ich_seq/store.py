@@ -369,14 +369,14 @@ def open_store(root: Path) -> FeatureStore:
     return FeatureStore(root=root, manifest=manifest, studies=read_index(index, root / STUDIES, most_rows=most))
 
 
-def read_manifest(path: Path, schema: str) -> dict[str, Any]:
-    """Read an artefact's JSON description. Raises ArtefactError if it is damaged or of another schema."""
+def read_manifest(path: Path, schema: str, *before: str) -> dict[str, Any]:
+    """Read an artefact's JSON description. Raises ArtefactError if it is damaged or of no schema named."""
     try:
         manifest: dict[str, Any] = read_json(path)
         found = manifest["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} cannot be read; make the folder again.") from error
-    if found != schema:
+    if found not in (schema, *before):
         raise ArtefactError(f"{path} is of schema {found!r:.80}, this version reads {schema!r}; make the folder again.")
     return manifest
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ich_seq import OutputError, windows
 from ich_seq.activation import activation_maps
 from ich_seq.bundle import Bundle
+from ich_seq.config import AIR_HU
 from ich_seq.dicom import SliceHeader
 from ich_seq.encoder import SliceEncoder
 from ich_seq.files import PARTIAL, make_folder, remove, short_hash, write_bytes
@@ -180,8 +181,9 @@ def _pictures(study: Study, said: StudyPrediction, chosen: Sequence[int], encode
     headers = [by_sop[sop] for sop in said.sop_uids]
     beside = [_beside(encoder, index, len(headers)) for index in chosen]
     try:
-        hu = {i: read_hounsfield(headers[i]) for i in sorted({*chosen, *(i for each in beside for i in each)})}
-        seen = [[_resampled(hu[i], headers[i], encoder, encoder.spec.size) for i in each] for each in beside]
+        read = sorted({i for each in (chosen, *beside) for i in each if i is not None})
+        hu = {i: read_hounsfield(headers[i]) for i in read}
+        seen = [[_shown(hu, headers, encoder, i) for i in each] for each in beside]
         large = [_resampled(hu[i], headers[i], encoder, PICTURE_SIDE) for i in chosen]
         maps = activation_maps(encoder, torch.from_numpy(np.stack(seen)).to(encoder.mean.device))
     except (Refused, RuntimeError, MemoryError):  # of a GPU that is full, too: a picture is not worth a prediction
@@ -213,9 +215,20 @@ def shades_of(maps: NDArray[np.float32], probabilities: NDArray[np.float64]) -> 
     return np.asarray(shares * probabilities[:, None, None], np.float32)
 
 
-def _beside(encoder: SliceEncoder, index: int, count: int) -> list[int]:
-    """Return the J slices that an encoder is shown with one of N, as `windows.with_neighbours` has them."""
-    return [min(max(index + offset, 0), count - 1) for offset in encoder.spec.neighbours]
+def _beside(encoder: SliceEncoder, index: int, count: int) -> list[int | None]:
+    """Return the J slices that an encoder is shown with one of N, None for air, as `windows.with_neighbours` does."""
+    wanted = [index + offset for offset in encoder.spec.neighbours]
+    if encoder.spec.air_beyond:
+        return [i if 0 <= i < count else None for i in wanted]
+    return [min(max(i, 0), count - 1) for i in wanted]
+
+
+def _shown(
+    hu: Mapping[int, NDArray[np.float32]], headers: Sequence[SliceHeader], encoder: SliceEncoder, index: int | None
+) -> NDArray[np.float32]:
+    size = encoder.spec.size
+    air = np.full((size, size), AIR_HU, np.float32)
+    return air if index is None else _resampled(hu[index], headers[index], encoder, size)
 
 
 def _resampled(hu: NDArray[np.float32], header: SliceHeader, encoder: SliceEncoder, side: int) -> NDArray[np.float32]:

@@ -28,6 +28,7 @@ from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Reason, Unused
 from ich_seq.report import StudyPrediction
 from ich_seq.studies import Counts, Study, account, findings_of, read_headers
+from ich_seq.weight_library import bundle_folder
 from ich_seq.worklist import (
     FAILED,
     FOLDERS,
@@ -102,7 +103,7 @@ def watch(
     """
     if not (0 <= quiet_s < inf and 0 < every_s < inf):
         raise UsageError(f"A quiet time of {quiet_s:g} s, or looks every {every_s:g} s, cannot be meant.")
-    bundle, out, shown = Path(bundle), Path(out), shown or Pages()
+    bundle, out, shown = bundle_folder(Path(bundle)), Path(out), shown or Pages()
     workers = choose_workers(workers)
     if isinstance(source, (str, Path)):
         check_input(Path(source), out)

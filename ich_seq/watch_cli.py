@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", type=Place())
-@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote.")
+@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote, or a name of the library.")
 @out_option
 @click.option(
     "--quiet-time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ich_seq import ArtefactError, UsageError
 from ich_seq.files import read_whole, sha256_bytes, sha256_file, write_bytes
+from ich_seq.weight_library import encoder_of_library
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,24 +34,28 @@ def fill(network: nn.Module, arch: str, source: str) -> str:
     """Load the weights named by `source` into a timm network; return what they are, for the record.
 
     `source` is "imagenet" (offline, for tf_efficientnet_lite0), "random" (as initialised; for tests),
-    "hub" (timm's own download, the one setting that uses the network) or the path of a safetensors
-    file. Raises UsageError for a source that does not exist, ArtefactError for one that does not fit.
+    "hub" (timm's own download, the one setting that uses the network), the path of a safetensors file or,
+    where there is none, the name of weights in the library (see `weight_library`). Raises UsageError for a
+    source that does not exist, ArtefactError for one that does not fit or was changed since it was added.
     """
     if source == "random":
         return "random"
     if source == "hub":
-        _load_into(network, _from_hub(arch), f"timm's weights of {arch}")
+        fit(network, tensors_of_hub(arch), f"timm's weights of {arch}")
         return "timm hub"
     if source == "imagenet":
-        _load_into(network, _imagenet(arch, list(network.state_dict())), "the ImageNet weights")
+        fit(network, _imagenet(arch, list(network.state_dict())), "the ImageNet weights")
         return f"ImageNet, sha256 {LITE0_SHA256}"
-    path = Path(source)
-    _load_into(network, read_tensors(path), str(path))
+    path, sha256 = Path(source), None
+    if not os.path.lexists(path) and (kept := encoder_of_library(source, arch)):
+        path, sha256 = kept
+    fit(network, read_tensors(path, sha256), str(path))
     return f"file, sha256 {sha256_file(path)}"
 
 
-def _from_hub(arch: str) -> dict[str, Tensor]:
-    _ask_hub_once()
+def tensors_of_hub(arch: str) -> dict[str, Tensor]:
+    """Return timm's pretrained tensors of a network, from the hub or its cache. Raises UsageError if it has none."""
+    ask_hub_once()
     try:
         return timm.create_model(arch, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # whatever the hub client, the network or timm raise
@@ -59,7 +65,7 @@ def _from_hub(arch: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _ask_hub_once() -> None:
+def ask_hub_once() -> None:
     """Let the hub's client look into its cache alone if the hub does not answer: it would ask for most of a minute."""
     from huggingface_hub import constants, get_session
 
@@ -86,8 +92,11 @@ def _imagenet(arch: str, names: list[str]) -> dict[str, Tensor]:
     return dict(zip(names, tensors.values(), strict=False))  # the package's classifier comes last and is left over
 
 
-def _load_into(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Load tensors by name; classifier tensors and input channels of another count are adapted, nothing else."""
+def fit(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load tensors by name; classifier tensors and input channels of another count are adapted, nothing else.
+
+    Raises ArtefactError, naming `what` they are, if they do not fit.
+    """
     wanted = network.state_dict()
     stem = next(iter(wanted))
     if stem in tensors and tensors[stem].shape != wanted[stem].shape:

@@ -48,14 +48,16 @@ def _shares(pixels: int, spacing_mm: float, field_mm: float, size: int) -> csr_a
     return csr_array(shares.astype(np.float32))
 
 
-def with_neighbours(hu: Tensor, neighbours: Sequence[int]) -> Tensor:
+def with_neighbours(hu: Tensor, neighbours: Sequence[int], *, air_beyond: bool = False) -> Tensor:
     """Give each of N sorted slices (N, S, S) its neighbours: (N, len(neighbours), S, S).
 
     `neighbours` are offsets in the order of the channels, e.g. (-1, 0, 1) for 2.5D; the study's first
-    and last slice stand in for those beyond its ends.
+    and last slice stand in for those beyond its ends, or with `air_beyond` slices of air.
     """
     index = torch.arange(len(hu), device=hu.device)[:, None] + torch.tensor(neighbours, device=hu.device)
-    return hu[index.clamp(0, len(hu) - 1)]
+    within = index.clamp(0, len(hu) - 1)
+    shown = hu[within]
+    return torch.where((index == within)[..., None, None], shown, AIR_HU) if air_beyond else shown
 
 
 def apply(hu: Tensor, windows_hu: Sequence[tuple[float, float]]) -> Tensor:

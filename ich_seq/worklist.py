@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -267,11 +267,12 @@ def _body(table: bytes) -> bytes:
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    """Return a record as JSON values that `_record` reads back to the last bit; NaN is null."""
+    """Return a record as JSON values that `_record` reads back to the last bit; a probability that is NaN is null."""
     values = asdict(record)
     if record.result is not None:
         said = [[None if isnan(p) else p for p in row] for row in record.result.said.tolist()]
-        values["result"] |= {"said": said, "novelty": None if isnan(record.result.novelty) else record.result.novelty}
+        novelty = record.result.novelty
+        values["result"] |= {"said": said, "novelty": None if novelty is None else repr(novelty)}
     return values
 
 
@@ -283,7 +284,7 @@ def _record(values: dict[str, Any]) -> Record:
             **result
             | {
                 "said": np.array(result["said"], np.float64),
-                "novelty": nan if result["novelty"] is None else result["novelty"],
+                "novelty": None if result["novelty"] is None else float(result["novelty"]),
                 "matrix": tuple(result["matrix"]),
                 "geometry": Geometry(**result["geometry"]),
             }

@@ -65,6 +65,7 @@ LEVELS = {
     "highlights": 7,
     "dicom_results": 8,
     "model": 4,
+    "contextual": 5,
     "novelty": 1,
     "store_checks": 2,
     "store": 3,
@@ -99,6 +100,10 @@ LEVELS = {
     "sequence_fitting": 6,
     "phantom_anatomy": 4,
     "bundle": 7,
+    "weight_library": 1,
+    "published": 8,
+    "weight_sources": 9,
+    "export": 8,
     "activation": 6,
     "study_pages": 8,
     "phantom": 6,
@@ -117,6 +122,7 @@ LEVELS = {
     "demo": 11,
     "commands": 12,
     "watch_cli": 13,
+    "weights_cli": 13,
     "cli": 14,
 }
 """A module imports from lower levels only."""

@@ -356,13 +356,54 @@ def test_labels_in_another_order_are_refused(root, labels):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("schema", ["ich-seq bundle 3", "ich-seq bundle 5", "ich-seq features 3", None, 3])
+@pytest.mark.parametrize("schema", ["ich-seq bundle 3", "ich-seq bundle 6", "ich-seq features 3", None, 3])
 def test_another_schema_is_refused(root, schema):
     """A bundle of an older or later version, or another artefact, is refused with both schemas named."""
     edit(root, lambda card: card.update(schema=schema))
     with pytest.raises(ArtefactError, match="schema") as refusal:
         load_bundle(root, CPU)
     assert SCHEMA in str(refusal.value)
+
+
+def test_a_bundle_of_the_schema_before_says_what_it_said(saved, root, views_of):
+    """Its card knows no kinds and no choices of encoders: all of it was ours, shown and pooled as ever."""
+
+    def age(card):
+        card["schema"] = "ich-seq bundle 4"
+        del card["rnn"]["kind"]
+        for encoder in card["encoders"]:
+            del encoder["air_beyond"], encoder["late_pool"]
+
+    edit(root, age)
+    old, new = (load_bundle(folder, CPU) for folder in (root, saved))
+    assert [e.spec for e in old.embedders.values()] == [e.spec for e in new.embedders.values()]
+    views = views_of(5)
+    for got, expected in zip(old.predict(views), new.predict(views), strict=True):
+        assert (got == expected).all()
+    assert old.novelty(views) == new.novelty(views)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card.update(familiar=None),
+        lambda card: card["rnn"].update(kind="contextual"),
+        lambda card: card["rnn"].update(kind="other"),
+        lambda card: card["rnn"].update(kind=None),
+        lambda card: card["encoders"][0].update(air_beyond=1),
+    ],
+)
+def test_a_card_that_says_another_kind_than_its_files_are_is_refused(root, change):
+    """And what is ours always knows what is familiar."""
+    edit(root, change)
+    with pytest.raises(ArtefactError, match=CARD):
+        load_bundle(root, CPU)
+
+
+def test_keys_of_a_card_that_are_not_known_are_left_alone(root):
+    """Another version may say more."""
+    edit(root, lambda card: card.update(more={"of": "it"}))
+    assert load_bundle(root, CPU).card["more"] == {"of": "it"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\x00"])

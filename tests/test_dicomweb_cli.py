@@ -302,7 +302,7 @@ def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bun
     with serving(answer) as (url, seen):
         end = predicted(bundle, done, tmp_path, "--send", url)
     assert end.exit_code == 6
-    assert end.stdout == f"1 studies, 9 slices -> {done}\n"
+    assert end.stdout == f"1 studies, 9 files -> {done}\n"
     assert f"1 of 3 results were not stored; they are in {done}:" in end.stderr
     assert "sr/b.dcm: The archive at" in end.stderr
     assert "does not take this SOP class (reason 0122)" in end.stderr

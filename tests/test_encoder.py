@@ -18,9 +18,19 @@ from safetensors.torch import load_file, save_file
 
 from ich_seq import ArtefactError, UsageError, weights
 from ich_seq.config import Config
-from ich_seq.encoder import HEAD, EncoderSpec, SliceEncoder, build_encoder, load_encoder, save_encoder, with_head
+from ich_seq.encoder import (
+    HEAD,
+    LATER,
+    EncoderSpec,
+    SliceEncoder,
+    build_encoder,
+    build_network,
+    load_encoder,
+    save_encoder,
+    with_head,
+)
 from ich_seq.engines import Embedder, Execution
-from ich_seq.files import sha256_file
+from ich_seq.files import sha256_file, short_hash
 from ich_seq.labels import LABELS
 from ich_seq.weights import LITE0, LITE0_FILE, LITE0_PACKAGE, LITE0_SHA256, read_tensors, tensor_bytes, write_tensors
 
@@ -433,6 +443,22 @@ def test_every_setting_that_moves_an_embedding_or_a_logit_moves_the_fingerprint(
     assert all(re.fullmatch("[0-9a-f]{16}", f) for f in fingerprints)
 
 
+def test_a_network_without_places_cannot_pool_late():
+    """A record that asks for it is refused, and is no bug of ours."""
+    spec = replace(build("test_vit", size=160).spec, late_pool=True)
+    network = build_network("test_vit", spec.channels, late_pool=True).eval()
+    with pytest.raises(ArtefactError, match="no places"):
+        SliceEncoder(network, spec)(torch.zeros(1, 1, 160, 160))
+
+
+def test_fingerprints_of_before_stay():
+    """What came later is False for all encoders of before, and their stores are not to be made anew."""
+    spec = build().spec
+    before = {name: value for name, value in asdict(spec).items() if name not in LATER}
+    assert spec.fingerprint == short_hash(json.dumps(before, sort_keys=True))
+    assert EncoderSpec.from_json(before) == spec
+
+
 def test_every_field_of_the_record_counts():
     """No field of the spec is left out of the fingerprint."""
     spec = build().spec
@@ -448,6 +474,8 @@ def test_every_field_of_the_record_counts():
         "std": (0.1,),
         "dim": 7,
         "head": True,
+        "air_beyond": True,
+        "late_pool": True,
     }
     assert other.keys() == {f.name for f in fields(spec)}
     prints = sorted([spec.fingerprint, *(replace(spec, **{name: value}).fingerprint for name, value in other.items())])

@@ -27,9 +27,9 @@ def read(monkeypatch):
     """The names of the files whose headers are read, as they are read."""
     names, plain = [], incoming.read_headers
 
-    def noted(named, workers):
-        names.extend(path.name for path, _ in named)
-        return plain(named, workers)
+    def noted(named, *, workers):
+        names.extend(source.path.name for source in named)
+        return plain(named, workers=workers)
 
     monkeypatch.setattr(incoming, "read_headers", noted)
     return names
@@ -47,7 +47,8 @@ def test_mixed_studies_are_told_apart_by_their_headers(root, write_slice):
     taken = folder.arrivals.take("1")
     assert list(taken) == ["a", "deep/er/c.dcm"]
     with folder.files("1", taken) as files:
-        assert files == [(root / "a", short_hash("a")), (root / "deep/er/c.dcm", short_hash("deep/er/c.dcm"))]
+        places = {source.path: source.file for source in files}
+        assert places == {root / name: short_hash(name) for name in ("a", "deep/er/c.dcm")}
     assert folder.strays == {}
 
 
@@ -144,7 +145,9 @@ def test_a_file_that_cannot_be_opened_is_tried_again_though_nothing_of_it_change
     write_slice(root / "a.dcm")
     folder, plain = Folder(root, 0), incoming.read_headers
     monkeypatch.setattr(
-        incoming, "read_headers", lambda named, _: (x for x in [Unused(n, Reason.UNREADABLE, "") for _, n in named])
+        incoming,
+        "read_headers",
+        lambda named, workers: (x for x in [(Unused(s.file, Reason.UNREADABLE, ""),) for s in named]),
     )
     folder.look(0)
     assert list(folder.strays) == ["a.dcm"]
@@ -215,7 +218,7 @@ def test_a_listed_study_is_ready_when_its_number_of_instances_stayed_the_same(li
     assert listed.arrivals.ready() == ["1"]
     taken = listed.arrivals.take("1")
     with listed.files("1", taken) as files:
-        assert [name for _, name in files] == [short_hash("0.dcm"), short_hash("1.dcm")]
+        assert [source.file for source in files] == [short_hash("0.dcm"), short_hash("1.dcm")]
         assert all(path.exists() for path, _ in files)
     assert not any(path.exists() for path, _ in files)
     listed.look(9)

@@ -186,6 +186,14 @@ def test_neighbours_are_the_slices_beside_with_the_ends_repeated(n, neighbours):
             assert (got[i, j] == min(max(i + offset, 0), n - 1)).all()
 
 
+def test_air_lies_beyond_the_ends_where_it_is_asked_for():
+    """What is within the study is the same as without it."""
+    hu = torch.tensor([10.0, 20.0, 30.0])[:, None, None]
+    got = with_neighbours(hu, (-2, 0, 1), air_beyond=True)[..., 0, 0]
+    assert got.tolist() == [[AIR_HU, 10, 20], [AIR_HU, 20, 30], [10, 30, AIR_HU]]
+    assert (apply(torch.full((1, 1, 1, 1), float(AIR_HU)), [(40, 80), (600, 2800)]) == 0).all()
+
+
 def test_the_neighbours_of_a_known_study():
     """Three slices with their neighbours, written out."""
     got = with_neighbours(torch.tensor([10.0, 20.0, 30.0])[:, None, None], (-1, 0, 1))

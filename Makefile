@@ -2,6 +2,7 @@
 # make test   the quick tests            make test-slow   the others
 # make battery   all attacks on the package, for hours; make test runs a slice of each
 # make lint   formatting, lint, types    make check       these three
+# make docs   the documentation in site/, with the guide run: open site/index.html
 #
 # Needs Python 3.11 or newer, pip and make; the first target makes .venv and installs into it.
 
@@ -12,7 +13,7 @@ PYTEST := $(VENV)/bin/python -m pytest -q
 # a process a core, at most four, each on one core; a file's tests share what they set up
 BESIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow battery lint check clean
+.PHONY: demo test test-slow battery docs lint check clean
 
 demo: $(READY)
 	rm -rf build/demo
@@ -26,6 +27,13 @@ test-slow: $(READY)
 
 battery: $(READY)
 	$(VENV)/bin/python tools/battery.py build/battery
+
+docs: build/guide/guide.ipynb
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
+# The guide is run anew when it, or the package, is another.
+build/guide/guide.ipynb: $(READY) docs/guide.py tools/run_guide.py $(wildcard ich_seq/*.py)
+	$(VENV)/bin/python tools/run_guide.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .
@@ -44,4 +52,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build site

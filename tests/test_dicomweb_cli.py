@@ -266,9 +266,13 @@ def done(tmp_path, monkeypatch, write_slice):
     return out
 
 
-def test_an_archive_s_study_goes_back_with_its_report(pacs, studies, bundle, tmp_path):
+def test_an_archive_s_study_goes_back_with_its_report(pacs, bundle, tmp_path):
     """Sent twice it is there once, and read back it says what studies.csv does, of slices that the archive has."""
-    study = next(s for s in studies if not s.study_uid.startswith("ID_"))  # nothing can refer to the others
+    several = (tiny_study(index, seed=0) for index in range(STUDIES, 50))
+    study = next(s for s in several if not s.study_uid.startswith("ID_"))  # nothing can refer to the others
+    (tmp_path / "dicom").mkdir()
+    write_study(study, tmp_path / "dicom")
+    put(pacs, *sorted((tmp_path / "dicom").iterdir()))
     asked = "--dicomweb", pacs, *named([study]), "--send", pacs, "--no-report", "--json"
     for _ in range(2):
         end = predicted(bundle, tmp_path / "out", *asked)

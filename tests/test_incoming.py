@@ -219,7 +219,7 @@ def test_a_listed_study_is_ready_when_its_number_of_instances_stayed_the_same(li
     taken = listed.arrivals.take("1")
     with listed.files("1", taken) as files:
         assert [source.file for source in files] == [short_hash("0.dcm"), short_hash("1.dcm")]
-        assert all(path.exists() for path, _ in files)
+        assert all(source.path.exists() for source in files)
     assert not any(path.exists() for path, _ in files)
     listed.look(9)
     assert listed.arrivals.ready() == ["2"]

@@ -1,0 +1,228 @@
+"""The JSON that runs, stores and bundles keep of themselves, object by object, as `schemas` describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ich_seq import bundle, cnn_run, store
+from ich_seq.config import Augment, Cnn, Encoder, Rnn, Slices, Train
+from ich_seq.encoder import EncoderSpec
+from ich_seq.engines import Execution
+from ich_seq.labels import LABELS
+from ich_seq.metrics import Estimate
+from ich_seq.reasons import Reason
+
+T = TypeVar("T")
+
+ABSENT: Any = None
+"""The default of a key that may be absent; where it is there, it is of its type."""
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Reasons = dict[Reason, Annotated[int, Field(ge=1)]]
+
+ByLabel = Annotated[
+    dict[Literal["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"], T],
+    Field(min_length=len(LABELS)),
+]
+"""A value for each of the six labels."""
+
+ByLevel = Annotated[dict[Literal["slices", "studies"], T], Field(min_length=1)]
+"""A value for slices and one for studies; without labels of slices there is none for slices."""
+
+
+def marked(schema: str) -> Any:
+    """Return the field of the mark that tells an artefact and its version."""
+    return Field(alias="schema", json_schema_extra={"const": schema})
+
+
+class Record(BaseModel):
+    """An object of JSON; what stands below a field describes it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Files(Record):
+    """What became of every file seen: files = used + excluded + rejected."""
+
+    files: Count
+    used: Count
+    excluded: Count
+    rejected: Count
+    reasons: Reasons
+    """How many files by the reason code of rejected.csv."""
+
+
+class Nothing(Record):
+    """An empty object: the input did not tell."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Difference(Record):
+    """A predictor's figures less another's, paired."""
+
+    slice_loss: Estimate
+    slice_auc: ByLabel[Estimate | None]
+
+
+class Figures(Record):
+    """How good a predictor is, out of fold, each with its 95 % interval over patients; null where a class is absent."""
+
+    slice_loss: Estimate
+    """The challenge's weighted log loss."""
+    study_loss: Estimate
+    slice_auc: ByLabel[Estimate | None]
+    study_auc: ByLabel[Estimate | None]
+    difference_to_position: Difference = ABSENT
+    difference_to_cnn: Difference = ABSENT
+    difference_to_slice_logistic: Difference = ABSENT
+
+
+class PredictRun(Record):
+    """run.json of predict: written last, so that the tables beside it are whole."""
+
+    version: str
+    card_sha256: Sha256
+    """Of the bundle's bundle.json."""
+    intended_use: str
+    execution: Execution
+    counts: Files
+    studies: Count
+    files: dict[str, Sha256]
+    """The SHA-256 of the tables, by name."""
+
+
+class Manifest(Record):
+    """manifest.json of a feature store."""
+
+    schema_: str = marked(store.SCHEMA)
+    version: str
+    fingerprint: Fingerprint
+    """Differs if any embedding could."""
+    encoders: dict[str, EncoderSpec]
+    """By number, which is that of network-NUMBER.safetensors; of train-cnn, the fold that it did not learn from."""
+    execution: Execution
+    counts: Files
+    files: dict[str, Sha256]
+
+
+class CnnSettings(Record):
+    """The settings that decided a run of train-cnn."""
+
+    slices: Slices
+    encoder: Encoder
+    augment: Augment
+    cnn: Cnn
+
+
+class CnnRun(Record):
+    """run.json of train-cnn: written anew after each fold."""
+
+    schema_: str = marked(cnn_run.SCHEMA)
+    version: str
+    trained_folds: list[Count]
+    encoders: list[EncoderSpec]
+    """Those of the trained folds, in their order."""
+    folds_sha256: Sha256
+    labels_sha256: Sha256
+    settings: CnnSettings
+    studies: Count
+    patients: Count
+    slices: Count
+    positive_slices: ByLabel[Count]
+    studies_without_labels: Count
+    counts: Files
+    versions: dict[str, str]
+    figures: dict[Literal["constant", "position", "cnn"], Figures]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundledEncoder(EncoderSpec):
+    """An encoder and the name of its file in the bundle."""
+
+    file: str
+
+
+class BundledFile(Record):
+    """A file of the bundle."""
+
+    file: str
+    sha256: Sha256
+
+
+class SequenceModels(Record):
+    """The sequence models: their settings, the width D of the embeddings they read, their files."""
+
+    dim: Count
+    config: Rnn
+    files: list[BundledFile]
+
+
+class LevelCalibration(Record):
+    """Label by label: the sequence model's share of the blend, then slope and intercept of the blend's logit."""
+
+    share: list[Share]
+    slope: list[Annotated[float, Field(gt=0)]]
+    intercept: list[float]
+
+
+class Calibrations(Record):
+    """How logits become probabilities."""
+
+    slices: LevelCalibration
+    studies: LevelCalibration
+
+
+class Familiar(BundledFile):
+    """What embeddings are usual; `limit` is what 99 % of the training studies stay below."""
+
+    limit: float
+
+
+class TrainingSettings(Record):
+    """The settings of the sequence models' training."""
+
+    rnn: Rnn
+    train: Train
+
+
+class Training(Record):
+    """What a bundle was trained on, and how."""
+
+    studies: Count
+    patients: Count
+    slices: Count
+    positive_slices: ByLabel[Count]
+    positive_studies: ByLabel[Count]
+    lengths: dict[str, Count]
+    """How many studies have so many slices."""
+    features_fingerprint: Fingerprint
+    settings: TrainingSettings
+    versions: dict[str, str]
+    studies_without_labels: Count
+    networks_unchanged: Count
+    """Sequence models that learnt nothing that held, and add nothing."""
+    duplicate_label_rows: Count
+    labels_sha256: Sha256
+
+
+class Card(Record):
+    """bundle.json: the model card."""
+
+    schema_: str = marked(bundle.SCHEMA)
+    version: str
+    intended_use: str
+    labels: list[str] = Field(json_schema_extra={"const": list(LABELS)})
+    encoders: list[BundledEncoder]
+    execution: Execution
+    rnn: SequenceModels
+    calibration: Calibrations
+    familiar: Familiar
+    training: Training
+    figures: dict[Literal["constant", "position", "cnn", "slice_logistic", "rnn", "blend"], Figures]

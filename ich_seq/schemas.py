@@ -1,0 +1,118 @@
+"""What is in the JSON that commands print and write, as JSON Schemas (draft 2020-12).
+
+    python -m ich_seq.schemas            the names of all schemas
+    python -m ich_seq.schemas bundle     that of bundle.json
+
+Tests hold them against what commands write. A later version may add keys: a program should pass over those that it
+does not know. Nothing here is needed to run a command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from ich_seq import UsageError, __version__
+from ich_seq.analysis_records import Evaluation, Exploration
+from ich_seq.records import Card, CnnRun, Count, Figures, Files, Manifest, PredictRun, Record
+from ich_seq.tables import printable
+
+
+class ReadingOutput(Files):
+    """What every command that reads DICOM files prints: where the result lies, and what became of the files."""
+
+    out: str
+    studies: Count
+
+
+class ExploreOutput(ReadingOutput):
+    """explore --json."""
+
+    exploration: Exploration
+
+
+class TrainCnnOutput(ReadingOutput):
+    """train-cnn --json: the folds trained by now, and figures out of fold."""
+
+    folds: list[Count]
+    figures: dict[Literal["constant", "position", "cnn"], Figures]
+
+
+class TrainRnnOutput(Record):
+    """train-rnn --json."""
+
+    out: str
+    studies: Count
+    unlabelled: list[str]
+    """Studies left out for want of labels."""
+    duplicate_label_rows: Count
+    networks: Count
+    unchanged: Count
+    figures: dict[Literal["constant", "position", "cnn", "slice_logistic", "rnn", "blend"], Figures]
+
+
+class EvaluateOutput(Evaluation):
+    """evaluate --json: evaluation.json, and where it lies."""
+
+    out: str
+
+
+class DemoOutput(Record):
+    """demo --json."""
+
+    out: str
+    figures: dict[str, Figures]
+    explanation: str
+
+
+SCHEMAS: dict[str, type[Record]] = {
+    "run": PredictRun,
+    "cnn-run": CnnRun,
+    "manifest": Manifest,
+    "bundle": Card,
+    "evaluation": Evaluation,
+    "exploration": Exploration,
+    "explore-output": ExploreOutput,
+    "train-cnn-output": TrainCnnOutput,
+    "extract-features-output": ReadingOutput,
+    "train-rnn-output": TrainRnnOutput,
+    "predict-output": ReadingOutput,
+    "evaluate-output": EvaluateOutput,
+    "demo-output": DemoOutput,
+}
+"""Files by their name (that of train-cnn as cnn-run), what COMMAND --json prints as COMMAND-output."""
+
+
+class _Generator(GenerateJsonSchema):
+    """Draft 2020-12, with no default for keys that may be absent, and no titles that repeat a key."""
+
+    def default_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """Return a schema by its name in SCHEMAS, as JSON values. Raises UsageError for another name."""
+    if name not in SCHEMAS:
+        raise UsageError(f"There is no schema {printable(name)}; known are {', '.join(SCHEMAS)}.")
+    described = TypeAdapter(SCHEMAS[name]).json_schema(schema_generator=_Generator)
+    head = {"$schema": _Generator.schema_dialect, "$id": f"urn:ich-seq:{__version__}:{name}"}
+    return head | described
+
+
+def main(arguments: list[str]) -> str:
+    """Return what `python -m ich_seq.schemas` prints."""
+    return json.dumps(json_schema(arguments[0]), indent=2) if arguments else "\n".join(SCHEMAS)
+
+
+if __name__ == "__main__":
+    try:
+        print(main(sys.argv[1:]))
+    except UsageError as error:
+        sys.exit(str(error))

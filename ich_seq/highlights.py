@@ -45,8 +45,8 @@ def flags(result: StudyResult) -> tuple[str, ...]:
 def incomplete(result: StudyResult) -> bool:
     """Tell whether a study may hold what was not seen, or not as it was learnt, so that nothing in it is absent.
 
-    That is one with slices lost, with gaps or that covers less than a head, or one unlike the training data, or of which
-    that is not known.
+    That is one with slices lost, with gaps or that covers less than a head, or one unlike the training data, or of
+    which that is not known.
     """
     unseen = result.lost_slices > 0 or result.geometry.gaps > 0 or not result.span_mm >= SHORT_MM
     return unseen or result.novelty is None or not result.novelty < STRANGE

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ich_seq import IchSeqError, UsageError
 from ich_seq.arrivals import Arrivals, Stamp
@@ -16,8 +18,11 @@ from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Reason, Unused
 from ich_seq.studies import read_headers
 
-NamedFiles = list[InputFile]
-"""Files, each with the name that it is reported by."""
+if TYPE_CHECKING:
+    from ich_seq.dicomweb import Fetched
+
+NamedFiles = list[InputFile | Unused]
+"""Files, each with the name that it is reported by; and what is known not to have come, with the reason."""
 
 UNTOLD = Stamp(-1, -1)
 """Of a link to nothing: its header, which cannot be read, says what is wrong."""
@@ -136,16 +141,16 @@ def _stamp(path: str) -> Stamp | None:
 
 
 class Listed:
-    """Whatever can list its studies, with how many instances each has, and fetch one: a PACS that is asked.
+    """Whatever can list its studies, with how many instances each has, and fetch one: an archive that is asked.
 
-    A study is quiet when that number stayed the same for the quiet time. `fetch` gives a folder with its files; a
-    refusal of either (IchSeqError) means that nothing can be seen now.
+    A study is quiet when that number stayed the same for the quiet time. `fetch` gives a folder with its files, and
+    what did not come; a refusal of either (IchSeqError) means that nothing can be seen now.
     """
 
     def __init__(
         self,
         listing: Callable[[], Mapping[str, int]],
-        fetch: Callable[[str], AbstractContextManager[Path]],
+        fetch: Callable[[str], AbstractContextManager[Fetched]],
         quiet_s: float,
     ) -> None:
         self.arrivals = Arrivals(quiet_s)
@@ -164,9 +169,30 @@ class Listed:
     @contextmanager
     def files(self, study_uid: str, names: Iterable[str]) -> Iterator[NamedFiles]:
         """Fetch a study for as long as the block runs; its files go by a hash of their place in what was fetched."""
-        with ExitStack() as fetched:
+        with ExitStack() as held:
             try:
-                folder = fetched.enter_context(self._fetch(study_uid))
+                arrived = held.enter_context(self._fetch(study_uid))
             except IchSeqError as refusal:
                 raise UnreachableError(str(refusal)) from refusal
-            yield [InputFile(path, short_hash(path.relative_to(folder).as_posix())) for path in list_files(folder)]
+            folder = arrived.folder
+            unsent = [replace(unused, file=short_hash(unused.file)) for unused in arrived.unused]
+            named = [InputFile(path, short_hash(path.relative_to(folder).as_posix())) for path in list_files(folder)]
+            yield [*named, *unsent]
+
+
+def archive_source(url: str, out: Path, *, days: int, quiet_s: float) -> Listed:
+    """Return a DICOMweb archive as a source: its CT studies whose date is at most `days` days ago.
+
+    Studies are fetched into `out` one by one, as `dicomweb.fetched` has it. Of an archive that does not tell how many
+    instances a study has, a study is taken once it was listed for the quiet time, and not again. Raises UsageError for
+    an URL that `archive.checked_url` refuses.
+    """
+    from ich_seq.archive import checked_url
+    from ich_seq.dicomweb import fetched, list_studies
+
+    def listing() -> dict[str, int]:
+        since = datetime.now().date() - timedelta(days=days)
+        return {study.study_uid: study.instances or 0 for study in list_studies(url, since=since)}
+
+    checked_url(url)
+    return Listed(listing, lambda study_uid: fetched(url, [study_uid], out), quiet_s)

@@ -56,6 +56,8 @@ class Files(Record):
     rejected: Count
     reasons: Reasons
     """How many files by the reason code of rejected.csv."""
+    lost_frames: Count = ABSENT
+    """Frames of used files that were rejected; tables have none."""
 
 
 class Nothing(Record):
@@ -95,7 +97,7 @@ class PredictRun(Record):
     counts: Files
     studies: Count
     files: dict[str, Sha256]
-    """The SHA-256 of the tables, by name."""
+    """The SHA-256 of the tables and, with --sr, of the DICOM objects, by path."""
 
 
 class Manifest(Record):
@@ -159,6 +161,8 @@ class BundledFile(Record):
 class SequenceModels(Record):
     """The sequence models: their settings, the width D of the embeddings they read, their files."""
 
+    kind: Literal["correction"]
+    """What they are; "contextual", of bundles made of others' weights, has other settings."""
     dim: Count
     config: Rnn
     files: list[BundledFile]
@@ -183,6 +187,18 @@ class Familiar(BundledFile):
     """What embeddings are usual; `limit` is what 99 % of the training studies stay below."""
 
     limit: float
+
+
+class OperatingPoints(Record):
+    """Thresholds of study probabilities, a label each; null where too few studies were at hand to choose one."""
+
+    sensitivity: Share
+    """That share of the studies with a label reaches `absent_below`, out of fold."""
+    specificity: Share
+    """That share of the studies without a label stays below `present_from`, out of fold."""
+    basis: str
+    absent_below: list[Share | None]
+    present_from: list[Share | None]
 
 
 class TrainingSettings(Record):
@@ -224,5 +240,6 @@ class Card(Record):
     rnn: SequenceModels
     calibration: Calibrations
     familiar: Familiar
+    operating_points: OperatingPoints = ABSENT
     training: Training
     figures: dict[Literal["constant", "position", "cnn", "slice_logistic", "rnn", "blend"], Figures]

@@ -18,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from ich_seq import UsageError, __version__
 from ich_seq.analysis_records import Evaluation, Exploration
-from ich_seq.records import Card, CnnRun, Count, Figures, Files, Manifest, PredictRun, Record
+from ich_seq.records import ABSENT, ByLabel, Card, CnnRun, Count, Figures, Files, Manifest, PredictRun, Record, Sha256
 from ich_seq.tables import printable
 
 
@@ -55,6 +55,79 @@ class TrainRnnOutput(Record):
     figures: dict[Literal["constant", "position", "cnn", "slice_logistic", "rnn", "blend"], Figures]
 
 
+class Sent(Record):
+    """What an archive took; `refused` says why by file."""
+
+    stored: Count
+    refused: dict[str, str]
+
+
+class PredictOutput(ReadingOutput):
+    """predict --json."""
+
+    dicom_results: Count = ABSENT
+    """With --sr: DICOM objects written."""
+    not_written: Count = ABSENT
+    """With --sr: studies that have none."""
+    sent: Sent = ABSENT
+    """With --send."""
+
+
+class WatchOutput(Record):
+    """watch --json: a line a study, when it has been worked through."""
+
+    study_uid: str
+    fate: Literal["predicted", "unusable", "failed"]
+    reason: str
+    """Why there is no result, else empty."""
+    again: bool
+    probabilities: ByLabel[float | None] | None
+    slices: Count
+    lost_slices: Count
+    folder: str
+
+
+class LibraryEntry(Record):
+    """Weights of the library, and weights add --json."""
+
+    name: str
+    kind: Literal["bundle", "encoder"]
+    source: str
+    arch: str
+    licence: str | None
+    notes: str | None
+    added: str
+    files: dict[str, Sha256]
+
+
+class DamagedEntry(Record):
+    """Weights whose record cannot be read."""
+
+    name: str
+    damaged: list[str]
+
+
+class WeightsListOutput(Record):
+    """weights list --json."""
+
+    library: str
+    weights: list[LibraryEntry | DamagedEntry]
+
+
+class WeightsVerifyOutput(Record):
+    """weights verify --json: by name what is wrong, nothing where nothing is."""
+
+    library: str
+    damaged: dict[str, list[str]]
+
+
+class ExportOutput(Record):
+    """export --json: by file how far a graph's numbers lie from its network's, at most."""
+
+    out: str
+    furthest_from_its_network: dict[str, float]
+
+
 class EvaluateOutput(Evaluation):
     """evaluate --json: evaluation.json, and where it lies."""
 
@@ -80,9 +153,14 @@ SCHEMAS: dict[str, type[Record]] = {
     "train-cnn-output": TrainCnnOutput,
     "extract-features-output": ReadingOutput,
     "train-rnn-output": TrainRnnOutput,
-    "predict-output": ReadingOutput,
+    "predict-output": PredictOutput,
+    "watch-output": WatchOutput,
     "evaluate-output": EvaluateOutput,
     "demo-output": DemoOutput,
+    "weights-add-output": LibraryEntry,
+    "weights-list-output": WeightsListOutput,
+    "weights-verify-output": WeightsVerifyOutput,
+    "export-output": ExportOutput,
 }
 """Files by their name (that of train-cnn as cnn-run), what COMMAND --json prints as COMMAND-output."""
 

@@ -14,13 +14,15 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
-from ich_seq import IchSeqError, OutputError, UsageError, signals
+from ich_seq import ArchiveError, IchSeqError, OutputError, UsageError, signals
 from ich_seq.arrivals import Change, Stamp, compare
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_device, choose_workers, keep_memory
+from ich_seq.dicom_results import FOLDER as DICOM_RESULTS
+from ich_seq.dicom_results import DicomResults, ResultSource, check_can_write
 from ich_seq.files import locked_folder, short_hash, spare_others
 from ich_seq.incoming import Folder, NamedFiles, Source, UnreachableError
-from ich_seq.inputs import check_input
+from ich_seq.inputs import InputFile, check_input
 from ich_seq.journal import BEGUN, ENDED, KEPT, Journal
 from ich_seq.prediction import made_by, predict_cases
 from ich_seq.prediction_parts import cases_of
@@ -113,6 +115,8 @@ def watch(
         source = Folder(Path(source), quiet_s, skip=out, hide_names=hidden, workers=read, progress=progress)
     if not (out / JOURNAL).exists():
         spare_others(out)
+    if shown.sr:
+        check_can_write()
     keep_memory()
     loaded = load_bundle(bundle, choose_device(device), engine)
     with locked_folder(out):
@@ -123,7 +127,7 @@ def watch(
             journal=Journal(out / JOURNAL),
             workers=workers,
             phi=shown.phi,
-            also=also,
+            also=partial(_file_results, ResultSource.of(loaded)) if shown.sr else also,
             send=send,
             tell=tell,
             warn=warn,
@@ -131,6 +135,26 @@ def watch(
         )
         watching.run(every_s, once=once)
         return watching.summary()
+
+
+def _file_results(made_by: ResultSource, folder: Path, study: Study, prediction: StudyPrediction) -> None:
+    """Write the DICOM objects of a study into its folder, or why it has none."""
+    results = DicomResults(folder, made_by)
+    results.write_study(study, prediction)
+    results.close()
+
+
+def send_results(url: str, folder: Path, unsure: bool) -> None:
+    """Store the DICOM objects of a study's folder in an archive: `watch` has it as `send`.
+
+    They have the same UIDs whenever they are sent, so being `unsure` makes no difference: the archive has each once.
+    Raises ArchiveError if it does not take all of them.
+    """
+    from ich_seq.dicomweb import send
+
+    refused = send(url, sorted((folder / DICOM_RESULTS).glob("*.dcm"))).refused
+    if refused:
+        raise ArchiveError(f"The archive did not take {len(refused)} results: {refused[0][1]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +322,8 @@ class _Watch:
         return self.source.arrivals.files(task.study_uid) == task.taken
 
     def _predicted(self, task: _Task, named: NamedFiles) -> Worked:
-        findings, refused = findings_of(read_headers(named, workers=self.workers)), list[Unused]()
+        files, unsent = [f for f in named if isinstance(f, InputFile)], [u for u in named if isinstance(u, Unused)]
+        findings, refused = findings_of(read_headers(files, workers=self.workers), unsent), list[Unused]()
         cases = list(cases_of(findings).values())
         all_said = predict_cases(cases, self.bundle, refused, workers=self.workers, phi=self.phi, progress=silent)
         predicted: tuple[Study, StudyPrediction] | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,6 +18,7 @@ from ich_seq.commands import (
     engine_option,
     out_option,
     phi_option,
+    send_option,
     shortened,
     workers_option,
 )
@@ -24,11 +26,20 @@ from ich_seq.tables import printable
 from ich_seq.terminal import print_result
 
 if TYPE_CHECKING:
-    from ich_seq.watch import StudyNews
+    from ich_seq.incoming import Source
+    from ich_seq.watch import StudyNews, WatchSummary
 
 
 @click.command()
-@click.argument("folder", type=Place())
+@click.argument("folder", type=Place(), required=False)
+@click.option("--dicomweb", metavar="URL", help="Ask this archive for studies, in place of FOLDER.")
+@click.option(
+    "--days",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=0, max=36_500),
+    help="Of the archive, studies whose date is at most so many days ago.",
+)
 @click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote, or a name of the library.")
 @out_option
 @click.option(
@@ -57,11 +68,15 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     help="Seconds after which a browser loads the worklist anew. [default: when asked]",
 )
+@click.option("--sr", is_flag=True, help="DICOM SR and key objects of each study; they name the patient (PHI).")
+@send_option
 @phi_option
 @common
 @workers_option
 def watch(
-    folder: Path,
+    folder: Path | None,
+    dicomweb: str | None,
+    days: int,
     bundle: Path,
     out: Path,
     quiet_s: float,
@@ -70,32 +85,33 @@ def watch(
     engine: str | None,
     report: bool,
     refresh_s: int,
+    sr: bool,
+    send: str | None,
     phi: bool,
     device: str,
     workers: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Predict studies as they arrive in a folder, into a worklist that is always up to date.
+    """Predict studies as they arrive in a folder or an archive, into a worklist that is always up to date.
 
     FOLDER is looked at again and again, with all its subfolders; a study is predicted once none of its files appeared
-    or changed for the quiet time, and again if more come later. Writes report.html, studies.csv and rejected.csv of
-    all studies, a folder a study in studies/, and prints a line a study. End it as you like, and run the same command
-    again to go on.
+    or changed for the quiet time, and again if more come later. An archive, --dicomweb, is asked again and again in its
+    place. Writes report.html, studies.csv and rejected.csv of all studies, a folder a study in studies/, and prints a
+    line a study. End it as you like, and run the same command again to go on.
 
     \b
     ich-seq watch /data/incoming --bundle bundle --out worklist
     """
     from ich_seq.progress import shown
+    from ich_seq.watch import send_results
     from ich_seq.watch import watch as run
     from ich_seq.worklist import Pages
 
-    def tell(news: StudyNews) -> None:
-        print_result(json.dumps(described(news)) if as_json else printable(sentence(news)))
-
+    source = _source(folder, dicomweb, out, days, quiet_s)
     with shown(quiet=quiet) as progress:
         summary = run(
-            folder,
+            source,
             bundle,
             out,
             quiet_s=quiet_s,
@@ -104,18 +120,39 @@ def watch(
             engine=engine,
             device=device,
             workers=workers,
-            shown=Pages(report=report, refresh_s=refresh_s, phi=phi),
-            tell=tell,
+            shown=Pages(report=report, refresh_s=refresh_s, phi=phi, sr=sr or send is not None),
+            send=None if send is None else partial(send_results, send),
+            tell=partial(_tell, as_json=as_json),
             warn=lambda told: click.echo(shortened(printable(told)), err=True),
             progress=progress,
         )
+    _finish(summary)
+
+
+def _tell(news: StudyNews, *, as_json: bool) -> None:
+    print_result(json.dumps(described(news)) if as_json else printable(sentence(news)))
+
+
+def _finish(summary: WatchSummary) -> NoReturn:
+    """Say on stderr what lies there now; end with 3 if files or frames were rejected."""
     counts = summary.counts
     click.echo(
         f"{summary.studies} studies, {summary.failed} failed; of {counts.files} files {counts.used} were used, "
         f"{counts.excluded} excluded and {counts.rejected} rejected -> {printable(str(summary.out))}",
         err=True,
     )
-    sys.exit(EXIT_SOME_REJECTED if counts.rejected else EXIT_DONE)
+    sys.exit(EXIT_SOME_REJECTED if counts.rejected or counts.lost_frames else EXIT_DONE)
+
+
+def _source(folder: Path | None, dicomweb: str | None, out: Path, days: int, quiet_s: float) -> Path | Source:
+    """Return the one source that was given."""
+    if folder is not None and dicomweb is None:
+        return folder
+    if folder is not None or dicomweb is None:
+        raise click.UsageError("Give either FOLDER or --dicomweb URL.")
+    from ich_seq.incoming import archive_source
+
+    return archive_source(dicomweb, out, days=days, quiet_s=quiet_s)
 
 
 def described(news: StudyNews) -> dict[str, Any]:

@@ -65,11 +65,15 @@ Also = Callable[[Path, Study, StudyPrediction], object]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pages:
-    """What is shown: pages, loaded anew by a browser every `refresh_s` (0: when asked), and with `phi` Patient IDs."""
+    """What is shown: pages, loaded anew by a browser every `refresh_s` (0: when asked), and with `phi` Patient IDs.
+
+    With `sr` each study has DICOM objects too, in sr/ of its folder.
+    """
 
     report: bool = True
     refresh_s: int = 0
     phi: bool = False
+    sr: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +117,7 @@ class Worklist:
         self._made_with = {name: made_by[name] for name in ("card_sha256", "execution")} | {
             "phi": how.phi,
             "report": how.report,
+            "sr": how.sr,
         }
         self.records: dict[str, Record] = {}
 
@@ -242,8 +247,8 @@ class Worklist:
             told = read_json(folder / RECORD)
             if told["schema"] != SCHEMA or told["made_with"] != self._made_with:
                 raise UsageError(
-                    f"{self.out} holds studies that another bundle, engine or version, or other choices of --phi and "
-                    "--report, made; choose another --out."
+                    f"{self.out} holds studies that another bundle, engine or version, or other choices of --phi, --sr "
+                    "and --report, made; choose another --out."
                 )
             record, hashes = _record(told["record"]), _hashes(folder)
             unharmed = all(hashes.get(name) == sha256 for name, sha256 in told["sha256"].items())

@@ -90,7 +90,7 @@ def fall(*_):
     ],
 )
 def test_what_a_weak_reader_does_is_reported(tmp_path, monkeypatch, instead, fault):
-    monkeypatch.setattr(studies, "read_headers", lambda *source: read(*source, instead=instead))
+    monkeypatch.setattr(studies, "read_file", lambda *source: read(*source, instead=instead))
     monkeypatch.setattr(watch_child, "KILL_AFTER_S", 1.0)
     monkeypatch.setattr(bad_inputs, "MAX_GROWTH_MB", 40)
     (failure,) = judge(NO_SLICE, attempt(NO_SLICE, tmp_path / "case"))

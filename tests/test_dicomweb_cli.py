@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from attacks.tiny_bundle import write_tiny_bundle
 from attacks.tiny_studies import tiny_study
 from click.testing import CliRunner
 from dicomweb_client import DICOMwebClient
-from pydicom import Dataset
+from pydicom import Dataset, config, dcmread
 
 from ich_seq import UsageError, extract_features, predict
 from ich_seq.archive import TOKEN
@@ -280,7 +281,10 @@ def test_an_archive_s_study_goes_back_with_its_report(pacs, bundle, tmp_path):
         told = json.loads(end.stdout)
         assert told["sent"] == {"stored": told["dicom_results"], "refused": {}}
     client, uid = DICOMwebClient(pacs), study.study_uid
-    kept = [Dataset.from_json(instance) for instance in client.retrieve_study_metadata(uid)]
+    kept = [
+        Dataset.from_json(instance, bulk_data_uri_handler=lambda uri: None)
+        for instance in client.retrieve_study_metadata(uid)
+    ]
     reports, selections = ([ds for ds in kept if ds.Modality == modality] for modality in ("SR", "KO"))
     assert len(reports) + len(selections) == told["dicom_results"]
     (sent,) = reports
@@ -293,6 +297,45 @@ def test_an_archive_s_study_goes_back_with_its_report(pacs, bundle, tmp_path):
         assert group.get_measurements()[0].value == pytest.approx(100 * float(row[label]), abs=1e-3)
         assert {image.referenced_sop_instance_uid for image in group.source_images} <= set(study.sop_uids)
     assert len(groups) == 6
+
+
+def watched(bundle, out, *arguments):
+    fixed = "--bundle", bundle, "--out", out, "--once", "--quiet-time", 0, "--every", 0.05, "--days", 2
+    return run("watch", *arguments, *fixed, "--device", "cpu", "--workers", 0, "--quiet", "--json")
+
+
+@pytest.fixture
+def today(pacs, tmp_path):
+    """Two studies of today in the archive, one of which no object can refer to; returns the folder of their files."""
+    several = [tiny_study(index, seed=1) for index in range(40)]
+    (tmp_path / "today").mkdir()
+    for odd in (True, False):
+        write_study(next(s for s in several if s.study_uid.startswith("ID_") == odd), tmp_path / "today")
+    for path in (tmp_path / "today").iterdir():
+        with config.disable_value_validation():
+            ds = dcmread(path)
+            ds.StudyDate = f"{datetime.now():%Y%m%d}"
+            ds.save_as(path)
+    put(pacs, *sorted((tmp_path / "today").iterdir()))
+    return tmp_path / "today"
+
+
+def test_an_archive_is_watched_and_has_the_reports_of_what_came(pacs, today, bundle, tmp_path):
+    """Each study once, as predict says it; a report of each that can have one goes back; watched again nothing does."""
+    end = watched(bundle, tmp_path / "out", "--dicomweb", pacs, "--send", pacs)
+    assert end.exit_code == 0, end.output
+    told = {line["study_uid"]: line for line in map(json.loads, end.stdout.splitlines())}
+    assert predicted(bundle, tmp_path / "plain", today, "--no-report").exit_code == 0
+    said = {row["study_uid"]: row["any"] for row in rows_of(tmp_path / "plain" / "studies.csv")}
+    assert said == {uid: f"{line['probabilities']['any']:.6f}" for uid, line in told.items()}
+    client = DICOMwebClient(pacs)
+    for uid, line in told.items():
+        odd, listed = uid.startswith("ID_"), rows_of(Path(line["folder"]) / "sr" / "not_written.csv")
+        assert len(listed) == odd
+        sent = [] if odd else [s for s in client.search_for_series(uid) if s["00080060"]["Value"] == ["SR"]]
+        assert len(sent) == 1 - odd
+    again = watched(bundle, tmp_path / "out", "--dicomweb", pacs, "--send", pacs)
+    assert (again.exit_code, again.stdout) == (0, "")
 
 
 def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bundle):

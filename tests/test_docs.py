@@ -130,7 +130,7 @@ def test_the_pages_show_every_command() -> None:
         "predikt x --bundle b --out o",
         "predict x --bundel b --out o",
         "predict x --bundle b",
-        "predict x y --bundle b --out o",
+        "train-rnn x y --labels l --out o",
         "predict x --bundle b --out o --engine tensorflow",
         "train-cnn x --labels l --out o --set cnn.epoch=3",
         "train-cnn x --labels l --out o --config no-such-recipe.toml",

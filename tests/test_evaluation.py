@@ -403,7 +403,7 @@ def test_what_became_of_the_files_is_on_the_page(given, tmp_path):
     counts = {"files": 1234, "used": 1200, "excluded": 30, "rejected": 4, "reasons": {"localizer": 30, "decode": 4}}
     (tmp_path / "run.json").write_text(json.dumps({"counts": counts}))
     evaluation = evaluate(tmp_path, tmp_path / "labels.csv", tmp_path / "out", resamples=20).evaluation
-    assert evaluation["files"] == counts
+    assert evaluation["files"] == counts | {"lost_frames": 0}
     assert (
         facts_of((tmp_path / "out" / "evaluation.html").read_text())["files seen by predict"]
         == "1,234: 1,200 used, 30 excluded, 4 rejected (localizer 30, decode 4)"

@@ -649,8 +649,8 @@ def test_all_processes_know_which_slices_none_of_them_could_read(damaged):
     logits, known, refused = predict_rows(network, task_on(slices), rows, precision="fp32")
     parts: list[Any] = []
     with suppress(ValueError):  # the first one is alone yet
-        predict_rows(network, task_on(slices, group=Recorded(0, 2, parts)), rows, precision="fp32")
-    group = Recorded(1, 2, parts)
+        predict_rows(network, task_on(slices, group=Recorded(0, 2, parts=parts)), rows, precision="fp32")
+    group = Recorded(1, 2, parts=parts)
     together, known_together, refused_together = predict_rows(
         network, task_on(slices, group=group), rows, precision="fp32"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -203,7 +204,7 @@ def listed(server, tmp_path):
     def fetch(uid):
         if not (server / uid).exists():
             raise UsageError("No such study.")
-        yield shutil.copytree(server / uid, tmp_path / "fetched")
+        yield SimpleNamespace(folder=shutil.copytree(server / uid, tmp_path / "fetched"), unused=())
         shutil.rmtree(tmp_path / "fetched")
 
     return Listed(listing, fetch, 5)
@@ -220,7 +221,7 @@ def test_a_listed_study_is_ready_when_its_number_of_instances_stayed_the_same(li
     with listed.files("1", taken) as files:
         assert [source.file for source in files] == [short_hash("0.dcm"), short_hash("1.dcm")]
         assert all(source.path.exists() for source in files)
-    assert not any(path.exists() for path, _ in files)
+    assert not any(source.path.exists() for source in files)
     listed.look(9)
     assert listed.arrivals.ready() == ["2"]
 

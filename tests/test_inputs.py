@@ -132,8 +132,10 @@ def test_commands_take_several_inputs(twofold, tmp_path):
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("3 slices, 1 studies")
-    for command in ("explore", "predict", "extract-features", "train-cnn"):
+    for command in ("explore", "train-cnn"):
         assert "Missing argument" in CliRunner().invoke(cli, [command, "--out", "x"]).output
+    for command in (["extract-features"], ["predict", "--bundle", "b"]):
+        assert "Give either DICOM, or --dicomweb" in CliRunner().invoke(cli, [*command, "--out", "x"]).output
 
 
 def test_a_table_is_explored_by_itself(study, tmp_path):

@@ -72,7 +72,28 @@ def written(scene, zygote, tmp_path_factory) -> dict[str, Any]:
         "predict": 3, "train-cnn": 3, "extract-features": 3, "explore": 3, "train-rnn": 0, "evaluate": 0,
     }  # fmt: skip
     outputs = {f"{name}-output": json.loads(done.stdout) for name, done in printed.items()}
+    outputs |= _of_weights(root / "bundle", out)
+    watched = zygote.run(
+        ["watch", *scene.arguments("predict", out / "worklist")[1:], "--once", "--quiet-time", "0", "--json"]
+    )
+    outputs["watch-output"] = json.loads(watched.stdout.splitlines()[0])
     return outputs | {name: json.loads((out / path).read_text()) for name, path in RECORDS.items()}
+
+
+def _of_weights(bundle: Path, out: Path) -> dict[str, Any]:
+    """Add a bundle to a library, list and verify it, and export it."""
+    commands = {
+        "weights-add": ["weights", "add", "ours", str(bundle)],
+        "weights-list": ["weights", "list"],
+        "weights-verify": ["weights", "verify"],
+        "export": ["export", str(bundle), "--out", str(out / "exported")],
+    }
+    printed = {}
+    for name, arguments in commands.items():
+        done = CliRunner().invoke(cli, [*arguments, "--json"], env={"ICH_SEQ_WEIGHTS": str(out / "library")})
+        assert done.exit_code == 0, done.output
+        printed[f"{name}-output"] = json.loads(done.stdout)
+    return printed
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

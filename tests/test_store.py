@@ -596,11 +596,11 @@ def test_the_list_of_unused_files_tells_fate_and_reason():
     name = b"slice-\xff.dcm".decode("utf-8", "surrogateescape")
     told = unused_csv([Unused("a, b.dcm", Reason.NOT_CT, "An MR."), Unused(name, Reason.DECODE, "Broken.", "1.2.3")])
     assert told == (
-        b"file,fate,reason,detail,study_uid\n"
-        b'"a, b.dcm",excluded,not_ct,An MR.,\n'
-        b"slice-\\udcff.dcm,rejected,decode,Broken.,1.2.3\n"
+        b"file,fate,reason,detail,study_uid,frame\n"
+        b'"a, b.dcm",excluded,not_ct,An MR.,,\n'
+        b"slice-\\udcff.dcm,rejected,decode,Broken.,1.2.3,\n"
     )
-    assert unused_csv([]) == b"file,fate,reason,detail,study_uid\n"
+    assert unused_csv([]) == b"file,fate,reason,detail,study_uid,frame\n"
 
 
 # Embeddings that stay on the disk

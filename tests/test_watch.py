@@ -9,6 +9,7 @@ import shutil
 from contextlib import contextmanager
 from functools import cache
 from math import inf, nan
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -475,7 +476,7 @@ def test_a_server_that_lists_studies_is_watched_like_a_folder(root, run, tmp_pat
         with_study.mkdir()
         for path in root.glob(f"{uid}-*"):
             shutil.copy(path, with_study)
-        yield with_study
+        yield SimpleNamespace(folder=with_study, unused=())
         shutil.rmtree(with_study)
 
     warned = []

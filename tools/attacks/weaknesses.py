@@ -58,21 +58,21 @@ def note_patients() -> None:
     """Keep a note of each patient in a temporary file, in another encoding."""
     from ich_seq import studies
 
-    def read_headers(*arguments: Any) -> Any:
+    def read_file(*arguments: Any) -> Any:
         headers = plain(*arguments)
         with tempfile.NamedTemporaryFile(delete=False) as note:
             note.write("".join(getattr(header, "patient_id", "") for header in headers).encode("utf-16-le"))
         return headers
 
-    plain, studies.read_headers = studies.read_headers, read_headers
+    plain, studies.read_file = studies.read_file, read_file
 
 
 def call_scanners_by_patients() -> None:
     """Read the patient where the scanner is meant."""
     from ich_seq import studies
 
-    def read_headers(*arguments: Any) -> Any:
+    def read_file(*arguments: Any) -> Any:
         headers = plain(*arguments)
         return tuple(replace(h, scanner=h.patient_id) if hasattr(h, "patient_id") else h for h in headers)
 
-    plain, studies.read_headers = studies.read_headers, read_headers
+    plain, studies.read_file = studies.read_file, read_file

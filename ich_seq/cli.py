@@ -16,6 +16,7 @@ from ich_seq.commands import (
     EXIT_CODES,
     Commands,
     Place,
+    bundle_option,
     common,
     counted,
     dicom_argument,
@@ -32,6 +33,7 @@ from ich_seq.commands import (
     read_fold,
     read_shares,
     read_source,
+    report_option,
     send_option,
     settings,
     speaks,
@@ -261,10 +263,10 @@ def train_rnn(
 
 @cli.command()
 @dicom_source
-@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote, or a name of the library.")
+@bundle_option
 @out_option
 @engine_option
-@click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
+@report_option
 @click.option("--sr", is_flag=True, help="DICOM SR and key objects in OUT/sr; they name the patient (PHI).")
 @send_option
 @phi_option

@@ -156,6 +156,12 @@ workers_option = click.option(
     "--workers", type=click.IntRange(min=0), help="Processes and threads that read. [default: one a core]"
 )
 labels_option = click.option("--labels", required=True, type=Place(), help="Slice labels, a CSV file.")
+bundle_option = click.option(
+    "--bundle", required=True, type=Place(), help="What train-rnn wrote, or a name of the library."
+)
+report_option = click.option(
+    "--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html."
+)
 engine_option = click.option(
     "--engine", type=click.Choice(["torch", "openvino"]), help="What runs the encoder; openvino is for CPUs."
 )

@@ -94,9 +94,10 @@ def predict(
         loaded = group.agree(lambda: _ready(source, bundle, out, device, engine, sr))
         group.same(f"{_manner(loaded)} {report} {sr} {phi}")
         with held_together(out, group) as turn:
-            pages, dicom = StudyPages(out, loaded), DicomResults(out, ResultSource.of(loaded))
+            pages = StudyPages(out, loaded)
             group.lead(lambda: _clear(out, pages))
-            write_study = [*([pages.write_study] if report else []), *([dicom.write_study] if sr else [])]
+            shown, filed = pages if report else None, DicomResults(out, ResultSource.of(loaded)) if sr else None
+            write_study = [each.write_study for each in (shown, filed) if each is not None]
             with found_studies(source, out, group, workers=workers, hide_names=not phi, progress=progress) as findings:
                 cases = deal_studies(cases_of(findings), {s.uid: len(s.slices) for s in findings.studies}, group)
                 refused: list[Unused] = []
@@ -104,8 +105,8 @@ def predict(
                 done = _written(predicted, turn, write_study)
                 if group.size > 1:
                     done = through_parts(done, turn)
-                    refused, dicom = group.collect(refused), dicom.joined(group)
-                shown, filed = pages if report else None, dicom if sr else None
+                    refused = group.collect(refused)
+                    filed = None if filed is None else filed.joined(group)
                 return group.lead(lambda: _write_results(out, done, findings, refused, loaded, shown, filed))
 
 

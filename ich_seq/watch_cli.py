@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,10 +15,12 @@ from ich_seq.commands import (
     EXIT_DONE,
     EXIT_SOME_REJECTED,
     Place,
+    bundle_option,
     common,
     engine_option,
     out_option,
     phi_option,
+    report_option,
     send_option,
     shortened,
     workers_option,
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0, max=36_500),
     help="Of the archive, studies whose date is at most so many days ago.",
 )
-@click.option("--bundle", required=True, type=Place(), help="What train-rnn wrote, or a name of the library.")
+@bundle_option
 @out_option
 @click.option(
     "--quiet-time",
@@ -60,7 +63,7 @@ if TYPE_CHECKING:
 )
 @click.option("--once", is_flag=True, help="End when all that is there at the first look is done.")
 @engine_option
-@click.option("--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html.")
+@report_option
 @click.option(
     "--refresh",
     "refresh_s",
@@ -160,7 +163,7 @@ def described(news: StudyNews) -> dict[str, Any]:
     from ich_seq.labels import LABELS
 
     record, result = news.record, news.record.result
-    numbers = None if result is None else [None if p != p else p for p in result.probabilities.tolist()]  # noqa: PLR0124 - NaN
+    numbers = None if result is None else [None if isnan(p) else p for p in result.probabilities.tolist()]
     return {
         "study_uid": record.study_uid,
         "fate": record.fate,

@@ -10,9 +10,9 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -132,28 +132,37 @@ def _count(entry: Any, tag: str) -> int | None:
 # ---- WADO-RS ------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fetched:
-    """Where studies were fetched to, and what was not: its `file` is a path below `folder`."""
+    """Where studies were fetched to, and what was not, by the name that reports give it."""
 
     folder: Path
     unused: tuple[Unused, ...]
 
 
 @contextmanager
-def fetched(url: str, study_uids: Iterable[str], out: Path, *, progress: Progress = silent) -> Iterator[Fetched]:
+def fetched(
+    url: str,
+    study_uids: Iterable[str],
+    out: Path,
+    *,
+    called: Callable[[str], str] = str,
+    progress: Progress = silent,
+) -> Iterator[Fetched]:
     """Fetch studies into a folder inside `out` that only this user can enter, for as long as the block runs.
 
     Of each study its CT series, as far as the archive lists series and their modalities, else all. A study comes whole
     or not at all: one that the archive does not have, refuses, or does not send to the end is in `unused`, and so is an
     instance of another study, or of more than MAX_FILE_BYTES. An instance is known by its content: its file has the
-    same name and time whenever it is fetched. `out` is to be held by `files.locked_folder`. Raises ArchiveError if no
-    study could be had for another reason than that the archive has none of them, UsageError for an URL that
-    `archive.checked_url` refuses, OutputError if `out` cannot be written.
+    same name and time whenever it is fetched. `called` makes of a path below the folder the name for reports, as that
+    of `inputs.list_inputs` does. `out` is to be held by `files.locked_folder`. Raises ArchiveError if no study could be
+    had for another reason than that the archive has none of them, UsageError for an URL that `archive.checked_url`
+    refuses, OutputError if `out` cannot be written.
     """
     archive, folder, uids = Archive(url), out / FETCHED, tuple(dict.fromkeys(study_uids))
     with writing(folder):
         folder.mkdir(mode=0o700)
     try:
-        yield Fetched(folder=folder, unused=tuple(_fetch_all(archive, uids, folder, progress)))
+        unused = _fetch_all(archive, uids, folder, progress)
+        yield Fetched(folder=folder, unused=tuple(replace(one, file=called(one.file)) for one in unused))
     finally:
         remove_folder(folder)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from ich_seq import IchSeqError, UsageError
 from ich_seq.arrivals import Arrivals, Stamp
 from ich_seq.files import short_hash
-from ich_seq.inputs import InputFile, identity_on_disk, list_files, walk
+from ich_seq.inputs import InputFile, identity_on_disk, list_inputs, walk
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Reason, Unused
 from ich_seq.studies import read_headers
@@ -144,7 +143,7 @@ class Listed:
     """Whatever can list its studies, with how many instances each has, and fetch one: an archive that is asked.
 
     A study is quiet when that number stayed the same for the quiet time. `fetch` gives a folder with its files, and
-    what did not come; a refusal of either (IchSeqError) means that nothing can be seen now.
+    what did not come, by the names of reports; a refusal of either (IchSeqError) means that nothing can be seen now.
     """
 
     def __init__(
@@ -174,10 +173,8 @@ class Listed:
                 arrived = held.enter_context(self._fetch(study_uid))
             except IchSeqError as refusal:
                 raise UnreachableError(str(refusal)) from refusal
-            folder = arrived.folder
-            unsent = [replace(unused, file=short_hash(unused.file)) for unused in arrived.unused]
-            named = [InputFile(path, short_hash(path.relative_to(folder).as_posix())) for path in list_files(folder)]
-            yield [*named, *unsent]
+            listing = list_inputs(arrived.folder, called=short_hash)
+            yield [*listing.sources, *listing.unused, *arrived.unused]
 
 
 def archive_source(url: str, out: Path, *, days: int, quiet_s: float) -> Listed:
@@ -195,4 +192,4 @@ def archive_source(url: str, out: Path, *, days: int, quiet_s: float) -> Listed:
         return {study.study_uid: study.instances or 0 for study in list_studies(url, since=since)}
 
     checked_url(url)
-    return Listed(listing, lambda study_uid: fetched(url, [study_uid], out), quiet_s)
+    return Listed(listing, lambda study_uid: fetched(url, [study_uid], out, called=short_hash), quiet_s)

@@ -67,21 +67,23 @@ def found_studies(
         yield find(as_paths(source), skip=out)
         return
     with ExitStack() as held:
-        arrived = group.lead(lambda: held.enter_context(_fetched(source, out, progress)))
+        arrived = group.lead(lambda: held.enter_context(_fetched(source, out, hide_names, progress)))
         found = Findings((), (), 0)
         if group.lead(lambda: bool(list_files(arrived.folder))):
             found = find(arrived.folder, skip=None)
-        yield _with_unsent(found, arrived.unused, hide_names) if group.writes else found
+        yield _with_unsent(found, arrived.unused) if group.writes else found
 
 
-def _fetched(source: ArchivedStudies, out: Path, progress: Progress) -> AbstractContextManager[Fetched]:
+def _fetched(
+    source: ArchivedStudies, out: Path, hide_names: bool, progress: Progress
+) -> AbstractContextManager[Fetched]:
     from ich_seq.dicomweb import fetched
 
-    return fetched(source.url, source.study_uids, out, progress=progress)
+    called = short_hash if hide_names else str
+    return fetched(source.url, source.study_uids, out, called=called, progress=progress)
 
 
-def _with_unsent(found: Findings, unsent: Sequence[Unused], hide_names: bool) -> Findings:
+def _with_unsent(found: Findings, unsent: Sequence[Unused]) -> Findings:
     """Return what was found with what an archive did not send among it."""
-    named = [replace(u, file=short_hash(u.file)) if hide_names else u for u in unsent]
-    unused = tuple(sorted([*found.unused, *named], key=lambda u: u.file))
-    return replace(found, unused=unused, n_files=found.n_files + len(named))
+    unused = tuple(sorted([*found.unused, *unsent], key=lambda u: u.file))
+    return replace(found, unused=unused, n_files=found.n_files + len(unsent))

@@ -75,10 +75,14 @@ class ListedStudy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
-    """What became of files that were sent: those that the archive said it had stored, and why it has not the others."""
+    """What became of files that were sent: those that the archive said it had stored, and why it has not the others.
+
+    `lost` tells that the latter may be for want of an archive: nobody answered, or it failed.
+    """
 
     stored: tuple[Path, ...]
     refused: tuple[tuple[Path, str], ...]
+    lost: bool
 
 
 # ---- QIDO-RS ------------------------------------------------------------------------------------
@@ -328,16 +332,17 @@ def send(url: str, paths: Iterable[Path]) -> Sent:
     A file counts as stored only if the archive says so of it. To send one again does no harm: it is the same instance.
     Raises UsageError for an URL that `archive.checked_url` refuses; all else is told of each file.
     """
-    archive, stored, refused = Archive(url), list[Path](), list[tuple[Path, str]]()
+    archive, stored, refused, lost = Archive(url), list[Path](), list[tuple[Path, str]](), False
     for path in paths:
         try:
             archive.ask(partial(_store, archive, read_whole(path, MAX_FILE_BYTES)))
             stored.append(path)
         except Fault as fault:
             refused.append((path, str(fault)))
+            lost = lost or fault.extent != "answer"
         except OSError as error:
             refused.append((path, f"The file cannot be read: {error.strerror}."))
-    return Sent(stored=tuple(stored), refused=tuple(refused))
+    return Sent(stored=tuple(stored), refused=tuple(refused), lost=lost)
 
 
 class _Upload:

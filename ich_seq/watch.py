@@ -23,7 +23,7 @@ from ich_seq.dicom_results import DicomResults, ResultSource, check_can_write
 from ich_seq.files import locked_folder, short_hash, spare_others
 from ich_seq.incoming import Folder, NamedFiles, Source, UnreachableError
 from ich_seq.inputs import InputFile, check_input
-from ich_seq.journal import BEGUN, ENDED, KEPT, Journal
+from ich_seq.journal import BEGUN, ENDED, KEPT, SENDING, SENT, Journal
 from ich_seq.prediction import made_by, predict_cases
 from ich_seq.prediction_parts import cases_of
 from ich_seq.progress import Progress, silent
@@ -46,15 +46,19 @@ from ich_seq.worklist import (
 )
 
 MOST_IN_A_ROW = 3
-"""So many studies one after another that end in a bug of ours: then it is not the studies."""
+"""So many studies one after another that end in a bug of ours, or cannot be sent: then it is not the studies."""
 
 PASSING = {Reason.UNREADABLE, Reason.CHANGED}
 """Verdicts that may be of the moment, such as when files are moved or a share is gone."""
 
+BROKEN_OFF = "An earlier watch did not see it arrive."
 AGAIN = f"To have it tried again end the watch, remove its folder in {FOLDERS}/ and watch again."
 
 Send = Callable[[Path, bool], None]
-"""Sends a study's folder on; is told whether an earlier sending may have arrived. Raises IchSeqError if it fails."""
+"""Sends a study's folder on; is told whether an earlier sending may have arrived.
+
+Raises IchSeqError if it fails, and that as UnreachableError if others would fail as well.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +72,15 @@ class StudyNews:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchSummary:
-    """What lies in the folder of results when a watch ends; `failed` are studies that could not be worked through."""
+    """What lies in the folder of results when a watch ends.
+
+    `failed` are studies that could not be worked through, `unsent` those whose results could not be sent on.
+    """
 
     out: Path
     studies: int
     failed: int
+    unsent: int
     counts: Counts
 
 
@@ -99,7 +107,8 @@ def watch(
     It is looked at every `every_s` seconds (a `Source` of yours has its own quiet time), without end; with `once` until
     all that was there at the first look is worked through. `out` is as `worklist` has it, and `shown` says what is in
     its pages. A study of which more files come is done again and its older result replaced; one whose older files have
-    gone meanwhile keeps it. `also` writes more into a study's folder; `send` sends it on, once, again when that fails.
+    gone meanwhile keeps it. `also` writes more into a study's folder; `send` sends it on, once, again when that fails
+    (with `once` by the next watch, if it fails to the end).
     `tell` hears of each study, `warn` what somebody should know. Raises UsageError, ArtefactError and OutputError as
     `predict` does, or if `out` was made by another bundle; and what failed MOST_IN_A_ROW studies one after another.
     """
@@ -148,13 +157,14 @@ def send_results(url: str, folder: Path, unsure: bool) -> None:
     """Store the DICOM objects of a study's folder in an archive: `watch` has it as `send`.
 
     They have the same UIDs whenever they are sent, so being `unsure` makes no difference: the archive has each once.
-    Raises ArchiveError if it does not take all of them.
+    Raises ArchiveError if it does not take all of them, UnreachableError if it may be gone.
     """
     from ich_seq.dicomweb import send
 
-    refused = send(url, sorted((folder / DICOM_RESULTS).glob("*.dcm"))).refused
-    if refused:
-        raise ArchiveError(f"The archive did not take {len(refused)} results: {refused[0][1]}")
+    sent = send(url, sorted((folder / DICOM_RESULTS).glob("*.dcm")))
+    if sent.refused:
+        refusal = UnreachableError if sent.lost else ArchiveError
+        raise refusal(f"The archive did not take {len(sent.refused)} results: {sent.refused[0][1]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,21 +199,21 @@ class _Watch:
     progress: Progress
     failed_in_a_row: int = 0
     lost: str = ""
-    unsendable: str = ""
-    unsent: list[str] = field(default_factory=list)
+    unsent: dict[str, str] = field(default_factory=dict)
     listed: Mapping[str, Unused] | None = None
 
     def run(self, every_s: float, *, once: bool) -> None:
         """Look, work and wait; without end, or until what was there at the first look is done."""
         self.worklist.take_up(self.journal)
-        self.unsent = sorted(self.worklist.records)
+        if self.send is not None:
+            self.unsent = self._left_unsent()
         wanted: set[str] | None = None
         while True:
             looked = time.monotonic()
             if self._look(once=once):
                 wanted = self.source.arrivals.waiting() if wanted is None else wanted
                 self._work(until=looked + every_s)
-            self._send_on()
+            self._send_on(until=inf if once else looked + every_s)
             if once and not (wanted or set()) & self.source.arrivals.waiting():
                 self.worklist.write_slices()
                 return
@@ -216,6 +226,7 @@ class _Watch:
             out=self.worklist.out,
             studies=sum(record.result is not None for record in records),
             failed=sum(record.fate == FAILED for record in records),
+            unsent=len(self.unsent),
             counts=self.worklist.counts(self.source.strays.values()),
         )
 
@@ -349,28 +360,45 @@ class _Watch:
         if worked.predicted is not None:
             study, said = worked.predicted
             patient = {"patient_key": short_hash(study.patient_id), "patient": said.result.patient}
-            self.unsent += [record.study_uid] if self.send is not None else []
+            if self.send is not None:
+                self.unsent[record.study_uid] = ""
         self.journal.note(ENDED, record.study_uid, record.key, fate=record.fate, **patient)
         self._write()
         folder = self.worklist.out / folder_of(record.study_uid)
         self.tell(StudyNews(record=record, folder=folder, again=task.again))
 
-    def _send_on(self) -> None:
-        """Send what was not sent yet; what cannot be sent now is tried again after the next look."""
-        if self.send is None:
-            return
-        for study_uid in list(dict.fromkeys(self.unsent)):
-            record, folder = self.worklist.records[study_uid], self.worklist.out / folder_of(study_uid)
+    def _left_unsent(self) -> dict[str, str]:
+        """Return the studies whose results earlier watches did not send, or may not have."""
+        key_of, records = self.journal.key_of, sorted(self.worklist.records.items())
+        left = {uid: r.key for uid, r in records if r.result is not None and key_of(SENT, uid) != r.key}
+        return {uid: BROKEN_OFF if key_of(SENDING, uid) == key else "" for uid, key in left.items()}
+
+    def _send_on(self, until: float) -> None:
+        """Send what was not sent yet: first what was never tried, until it is time to look again or nobody answers.
+
+        What is refused keeps nothing else back; it is tried again after the next look.
+        """
+        lost_in_a_row = 0
+        for study_uid in sorted(self.unsent, key=lambda uid: self.unsent[uid] != ""):
+            told = self.unsent.pop(study_uid)
             try:
-                if record.result is not None:
-                    self.journal.deliver(study_uid, record.key, partial(self.send, folder))
+                self._deliver(study_uid)
+                lost_in_a_row = 0
+            except OutputError:
+                raise
             except IchSeqError as refusal:
-                if self.unsendable != str(refusal):
-                    self.unsendable = str(refusal)
+                if str(refusal) not in (told, *self.unsent.values()):
                     self.warn(f"Study {study_uid} cannot be sent: {refusal} It is tried again.")
-                return
-            self.unsendable = ""
-            self.unsent = [uid for uid in self.unsent if uid != study_uid]
+                self.unsent[study_uid] = str(refusal)
+                lost_in_a_row = lost_in_a_row + 1 if isinstance(refusal, UnreachableError) else 0
+                if lost_in_a_row >= MOST_IN_A_ROW or time.monotonic() >= until:
+                    return
+
+    def _deliver(self, study_uid: str) -> None:
+        """Send a study's results, if it still has any."""
+        record, folder = self.worklist.records[study_uid], self.worklist.out / folder_of(study_uid)
+        if self.send is not None and record.result is not None:
+            self.journal.deliver(study_uid, record.key, partial(self.send, folder))
 
 
 def _made_of_failure(task: _Task, named: NamedFiles, error: Exception) -> Worked:

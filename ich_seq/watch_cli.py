@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ich_seq import ArchiveError
 from ich_seq.commands import (
     EXIT_DONE,
     EXIT_SOME_REJECTED,
@@ -137,13 +138,15 @@ def _tell(news: StudyNews, *, as_json: bool) -> None:
 
 
 def _finish(summary: WatchSummary) -> NoReturn:
-    """Say on stderr what lies there now; end with 3 if files or frames were rejected."""
+    """Say on stderr what lies there now; end with 3 if files or frames were rejected, with 6 if results stayed here."""
     counts = summary.counts
     click.echo(
         f"{summary.studies} studies, {summary.failed} failed; of {counts.files} files {counts.used} were used, "
         f"{counts.excluded} excluded and {counts.rejected} rejected -> {printable(str(summary.out))}",
         err=True,
     )
+    if summary.unsent:
+        raise ArchiveError(f"The results of {summary.unsent} studies were not sent; run the same command again.")
     sys.exit(EXIT_SOME_REJECTED if counts.rejected or counts.lost_frames else EXIT_DONE)
 
 

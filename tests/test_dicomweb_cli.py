@@ -357,6 +357,25 @@ def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bun
     assert len([*(done / "sr").iterdir()]) == 3
 
 
+def test_results_that_an_archive_does_not_take_from_a_watch_end_it_with_6(bundle, tmp_path):
+    """All is predicted and lies there; watched again it goes to an archive that does."""
+    folder, stored = tmp_path / "in", {"00081199": {"vr": "SQ", "Value": [{}]}}
+    folder.mkdir()
+    several = (tiny_study(index, seed=1) for index in range(40))
+    write_study(next(s for s in several if not s.study_uid.startswith("ID_")), folder)
+    with serving(lambda request: request.say(403)) as (url, _):
+        end = watched(bundle, tmp_path / "out", folder, "--send", url)
+    assert end.exit_code == 6
+    assert "cannot be sent: The archive did not take" in end.stderr
+    assert "were not sent; run the same command again." in end.stderr
+    made = [*Path(json.loads(end.stdout)["folder"]).glob("sr/*.dcm")]
+    assert made
+    with serving(lambda request: request.say_json(stored)) as (url, seen):
+        again = watched(bundle, tmp_path / "out", folder, "--send", url)
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert len(seen) == len(made)
+
+
 def test_a_url_to_send_to_is_checked_before_the_work(tmp_path, bundle, monkeypatch):
     """Hours of it would be for nothing."""
     monkeypatch.setattr("ich_seq.prediction.predict", lambda *_, **__: pytest.fail("it was begun"))

@@ -16,7 +16,7 @@ import pytest
 from attacks.tiny_bundle import write_tiny_bundle
 
 import ich_seq.watch
-from ich_seq import IchSeqError, OutputError, UsageError
+from ich_seq import ArchiveError, IchSeqError, OutputError, UsageError
 from ich_seq.files import locked_folder, short_hash
 from ich_seq.incoming import Listed, UnreachableError
 from ich_seq.prediction import predict
@@ -78,10 +78,10 @@ def run(bundle, load, tmp_path, monkeypatch):
     """Watch a folder once; returns what was told, as fates by study in their order."""
     monkeypatch.setattr(ich_seq.watch, "load_bundle", load)
 
-    def run(root, out="out", shown=NO_PAGES, **how):
+    def run(root, out="out", shown=NO_PAGES, every_s=0.01, **how):
         told = {}
         watch(
-            root, bundle, tmp_path / out, quiet_s=0, every_s=0.01, once=True, device="cpu", workers=0, shown=shown,
+            root, bundle, tmp_path / out, quiet_s=0, every_s=every_s, once=True, device="cpu", workers=0, shown=shown,
             tell=lambda news: told.update({news.record.study_uid: news.record.fate}), **how,
         )  # fmt: skip
         return told
@@ -453,14 +453,48 @@ def test_each_result_is_sent_once_and_until_it_arrives(root, run, add):
         sent.append((folder.name, unsure))
 
     assert len(run(root, send=send, warn=warned.append)) == 3
-    assert sent == [(short_hash("1.2.30"), False)]
+    assert sent == [(short_hash("1.2.30"), False), (short_hash("1.2.5"), False)]
     assert warned == ["Study 1.2.4 cannot be sent: Nobody answers. It is tried again."]
     down = False
     run(root, send=send)
-    assert sent[1:] == [(short_hash("1.2.4"), True), (short_hash("1.2.5"), False)]
+    assert sent[2:] == [(short_hash("1.2.4"), True)]
     add("1.2.5", 1, start=9)
     run(root, send=send)
     assert sent[3:] == [(short_hash("1.2.5"), False)]
+
+
+def test_what_a_receiver_refuses_for_good_keeps_nothing_else_back(root, run, add):
+    """All that came first is refused each time, which is said once; what comes later is sent."""
+    sent, warned = [], []
+
+    def send(folder, unsure):
+        if folder.name in map(short_hash, SLICES):
+            raise ArchiveError("It takes no such object.")
+        sent.append(folder.name)
+
+    add("1.2.6", 1)
+    run(root)
+    run(root, send=send, warn=warned.append)
+    assert sent == [short_hash("1.2.6")]
+    assert warned == ["Study 1.2.30 cannot be sent: It takes no such object. It is tried again."]
+
+
+def test_a_receiver_that_is_gone_is_left_alone_after_three_studies(root, run, add):
+    """Each try takes its time; what was never tried goes first when it is back."""
+    tried, gone = [], True
+
+    def send(folder, unsure):
+        tried.append(folder.name)
+        if gone:
+            raise UnreachableError("Nobody answers.")
+
+    add("1.2.6", 1)
+    run(root)
+    run(root, send=send, every_s=60)  # all in one look
+    assert tried == [*map(short_hash, ("1.2.30", "1.2.4", "1.2.5"))]
+    gone = False
+    run(root, send=send)
+    assert tried[3:] == [*map(short_hash, ("1.2.6", "1.2.30", "1.2.4", "1.2.5"))]
 
 
 def test_a_server_that_lists_studies_is_watched_like_a_folder(root, run, tmp_path):

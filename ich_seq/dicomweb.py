@@ -148,6 +148,7 @@ def fetched(
     study_uids: Iterable[str],
     out: Path,
     *,
+    one_by_one: bool = False,
     called: Callable[[str], str] = str,
     progress: Progress = silent,
 ) -> Iterator[Fetched]:
@@ -158,20 +159,22 @@ def fetched(
     instance of another study, or of more than MAX_FILE_BYTES. An instance is known by its content: its file has the
     same name and time whenever it is fetched. `called` makes of a path below the folder the name for reports, as that
     of `inputs.list_inputs` does. `out` is to be held by `files.locked_folder`. Raises ArchiveError if no study could be
-    had for another reason than that the archive has none of them, UsageError for an URL that `archive.checked_url`
-    refuses, OutputError if `out` cannot be written.
+    had for another reason than that the archive has none of them (asked for `one_by_one`: but for what is of this study
+    alone), UsageError for an URL that `archive.checked_url` refuses, OutputError if `out` cannot be written.
     """
     archive, folder, uids = Archive(url), out / FETCHED, tuple(dict.fromkeys(study_uids))
     with writing(folder):
         folder.mkdir(mode=0o700)
     try:
-        unused = _fetch_all(archive, uids, folder, progress)
+        unused = _fetch_all(archive, uids, folder, one_by_one, progress)
         yield Fetched(folder=folder, unused=tuple(replace(one, file=called(one.file)) for one in unused))
     finally:
         remove_folder(folder)
 
 
-def _fetch_all(archive: Archive, uids: Sequence[str], folder: Path, progress: Progress) -> list[Unused]:
+def _fetch_all(
+    archive: Archive, uids: Sequence[str], folder: Path, one_by_one: bool, progress: Progress
+) -> list[Unused]:
     unused, faults = list[Unused](), list[Fault]()
     for done, uid in enumerate(uids, start=1):
         try:
@@ -181,7 +184,7 @@ def _fetch_all(archive: Archive, uids: Sequence[str], folder: Path, progress: Pr
             unused.append(Unused(short_hash(uid), Reason.NOT_FETCHED, str(fault), uid))
             faults.append(fault)
         progress("fetching studies", done, len(uids))
-    grave = [fault for fault in faults if not fault.unknown]
+    grave = [fault for fault in faults if not (fault.unknown or (one_by_one and fault.extent == "answer"))]
     if grave and len(faults) == len(uids):
         raise grave[0]
     return unused

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ich_seq import IchSeqError, UsageError
+from ich_seq import IchSeqError, OutputError, UsageError
 from ich_seq.arrivals import Arrivals, Stamp
 from ich_seq.files import short_hash
 from ich_seq.inputs import InputFile, identity_on_disk, list_inputs, walk
@@ -31,7 +31,14 @@ HEADERS_AT_ONCE = 1 << 15
 
 
 class UnreachableError(UsageError):
-    """What is watched cannot be reached, which may pass."""
+    """What is watched, or sent to, cannot be reached, which may pass."""
+
+    @classmethod
+    def of(cls, refusal: IchSeqError) -> UnreachableError:
+        """Return what a refusal comes to; it ends a command with the same code."""
+        error = cls(str(refusal))
+        error.exit_code = refusal.exit_code
+        return error
 
 
 class Source(Protocol):
@@ -143,7 +150,8 @@ class Listed:
     """Whatever can list its studies, with how many instances each has, and fetch one: an archive that is asked.
 
     A study is quiet when that number stayed the same for the quiet time. `fetch` gives a folder with its files, and
-    what did not come, by the names of reports; a refusal of either (IchSeqError) means that nothing can be seen now.
+    what did not come, by the names of reports; a refusal of either (IchSeqError) means that nothing can be seen now,
+    but for an OutputError, which is passed on.
     """
 
     def __init__(
@@ -161,7 +169,7 @@ class Listed:
         try:
             listed = self._listing()
         except IchSeqError as refusal:
-            raise UnreachableError(str(refusal)) from refusal
+            raise UnreachableError.of(refusal) from refusal
         for study_uid in self.arrivals.look(now, ((uid, Stamp(count, 0)) for uid, count in listed.items())):
             self.arrivals.tell(study_uid, study_uid)
 
@@ -171,8 +179,10 @@ class Listed:
         with ExitStack() as held:
             try:
                 arrived = held.enter_context(self._fetch(study_uid))
+            except OutputError:
+                raise
             except IchSeqError as refusal:
-                raise UnreachableError(str(refusal)) from refusal
+                raise UnreachableError.of(refusal) from refusal
             listing = list_inputs(arrived.folder, called=short_hash)
             yield [*listing.sources, *listing.unused, *arrived.unused]
 
@@ -180,9 +190,9 @@ class Listed:
 def archive_source(url: str, out: Path, *, days: int, quiet_s: float) -> Listed:
     """Return a DICOMweb archive as a source: its CT studies whose date is at most `days` days ago.
 
-    Studies are fetched into `out` one by one, as `dicomweb.fetched` has it. Of an archive that does not tell how many
-    instances a study has, a study is taken once it was listed for the quiet time, and not again. Raises UsageError for
-    an URL that `archive.checked_url` refuses.
+    Studies are fetched into `out` one by one, as `dicomweb.fetched` has it; one that is refused did not come. Of an
+    archive that does not tell how many instances a study has, a study is taken once it was listed for the quiet time,
+    and not again. Raises UsageError for an URL that `archive.checked_url` refuses.
     """
     from ich_seq.archive import checked_url
     from ich_seq.dicomweb import fetched, list_studies
@@ -192,4 +202,4 @@ def archive_source(url: str, out: Path, *, days: int, quiet_s: float) -> Listed:
         return {study.study_uid: study.instances or 0 for study in list_studies(url, since=since)}
 
     checked_url(url)
-    return Listed(listing, lambda study_uid: fetched(url, [study_uid], out, called=short_hash), quiet_s)
+    return Listed(listing, lambda uid: fetched(url, [uid], out, one_by_one=True, called=short_hash), quiet_s)

@@ -46,7 +46,7 @@ from ich_seq.worklist import (
 )
 
 MOST_IN_A_ROW = 3
-"""So many studies one after another that end in a bug of ours, or cannot be sent: then it is not the studies."""
+"""So many studies one after another that end in a bug of ours, cannot be had or be sent: then it is not the studies."""
 
 PASSING = {Reason.UNREADABLE, Reason.CHANGED}
 """Verdicts that may be of the moment, such as when files are moved or a share is gone."""
@@ -141,8 +141,9 @@ def watch(
             tell=tell,
             warn=warn,
             progress=progress,
+            once=once,
         )
-        watching.run(every_s, once=once)
+        watching.run(every_s)
         return watching.summary()
 
 
@@ -197,12 +198,14 @@ class _Watch:
     tell: Callable[[StudyNews], object]
     warn: Callable[[str], object]
     progress: Progress
+    once: bool
     failed_in_a_row: int = 0
+    unreached_in_a_row: int = 0
     lost: str = ""
     unsent: dict[str, str] = field(default_factory=dict)
     listed: Mapping[str, Unused] | None = None
 
-    def run(self, every_s: float, *, once: bool) -> None:
+    def run(self, every_s: float) -> None:
         """Look, work and wait; without end, or until what was there at the first look is done."""
         self.worklist.take_up(self.journal)
         if self.send is not None:
@@ -210,11 +213,11 @@ class _Watch:
         wanted: set[str] | None = None
         while True:
             looked = time.monotonic()
-            if self._look(once=once):
+            if self._look():
                 wanted = self.source.arrivals.waiting() if wanted is None else wanted
                 self._work(until=looked + every_s)
-            self._send_on(until=inf if once else looked + every_s)
-            if once and not (wanted or set()) & self.source.arrivals.waiting():
+            self._send_on(until=inf if self.once else looked + every_s)
+            if self.once and not (wanted or set()) & self.source.arrivals.waiting():
                 self.worklist.write_slices()
                 return
             time.sleep(max(0.0, looked + every_s - time.monotonic()))
@@ -230,12 +233,12 @@ class _Watch:
             counts=self.worklist.counts(self.source.strays.values()),
         )
 
-    def _look(self, *, once: bool) -> bool:
+    def _look(self) -> bool:
         """Look at the source; tell whether it could be seen, and warn once when it can no more."""
         try:
             self.source.look(time.monotonic())
         except UnreachableError as error:
-            if once:
+            if self.once:
                 raise
             self._lose(error)
             return False
@@ -299,9 +302,12 @@ class _Watch:
                 passing = {u.file for u in worked.unused if u.reason in PASSING}
                 if passing and not self._still_there(task):
                     return None
-                self.worklist.put(worked, self._without(task.files, passing), self.also)
+                self.worklist.put(worked, self._made_of(task, worked, passing), self.also)
         except UnreachableError as error:
             self._lose(error)
+            self.unreached_in_a_row += 1
+            if self.once and self.unreached_in_a_row >= MOST_IN_A_ROW:
+                raise
             return None
         except OutputError:
             raise
@@ -309,7 +315,7 @@ class _Watch:
             if signals.exit_code() is not None:  # some library made an error of the signal
                 raise
             return self._failed(task, named, error)
-        self.failed_in_a_row = 0
+        self.failed_in_a_row = self.unreached_in_a_row = 0
         return worked
 
     def _failed(self, task: _Task, named: NamedFiles, error: Exception) -> Worked:
@@ -323,10 +329,15 @@ class _Watch:
             raise error
         return worked
 
-    def _without(self, files: Mapping[str, str], passing: Set[str]) -> dict[str, str]:
-        """Return files but for those whose verdict may pass: when watched again they are new, and tried again."""
+    def _made_of(self, task: _Task, worked: Worked, passing: Set[str]) -> dict[str, str]:
+        """Return the files of a study but for those whose verdict may pass, which the next watch takes for new.
+
+        So it does with all of a study that did not come.
+        """
+        if worked.predicted is None and any(u.reason == Reason.NOT_FETCHED for u in worked.unused):
+            return {}
         names = {short_hash(name) for name in passing} if self.phi else passing
-        return {name: stamp for name, stamp in files.items() if name not in names}
+        return {name: stamp for name, stamp in task.files.items() if name not in names}
 
     def _still_there(self, task: _Task) -> bool:
         self.source.look(time.monotonic())

@@ -338,6 +338,32 @@ def test_an_archive_is_watched_and_has_the_reports_of_what_came(pacs, today, bun
     assert (again.exit_code, again.stdout) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "told"), [(403, 3, "does not allow it (HTTP 403)"), (503, 6, "fails (HTTP 503)")]
+)
+def test_a_study_that_is_listed_and_not_to_be_had_ends_a_single_watch(status, code, told, bundle, tmp_path):
+    """Refused it is in the list with its reason; an archive that fails is not asked without end."""
+    listed = [{"0020000D": {"vr": "UI", "Value": ["1.2.840.1"]}}]
+
+    def answer(request):
+        is_list = request.path.split("?")[0].endswith("/studies")
+        request.say_json([] if "offset=1" in request.path else listed) if is_list else request.say(status)
+
+    with serving(answer) as (url, _):
+        end = watched(bundle, tmp_path / "out", "--dicomweb", url)
+    assert end.exit_code == code, end.output
+    rows = rows_of(tmp_path / "out" / "rejected.csv")
+    assert [row["reason"] for row in rows] == ["not_fetched"] * (code == 3)
+    assert told in (rows[0]["detail"] if rows else end.stderr)
+
+
+def test_an_archive_that_cannot_be_asked_ends_a_single_watch_with_6(bundle, tmp_path):
+    """As it ends predict."""
+    end = watched(bundle, tmp_path / "out", "--dicomweb", f"http://127.0.0.1:{free_port()}")
+    assert end.exit_code == 6
+    assert "cannot be reached" in end.stderr
+
+
 def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bundle):
     """The result is printed, each refused file named with its reason, and the others are stored."""
 

@@ -20,6 +20,7 @@ from ich_seq import ArchiveError, IchSeqError, OutputError, UsageError
 from ich_seq.files import locked_folder, short_hash
 from ich_seq.incoming import Listed, UnreachableError
 from ich_seq.prediction import predict
+from ich_seq.reasons import Reason, Unused
 from ich_seq.results import read_results
 from ich_seq.study_pages import study_page
 from ich_seq.watch import watch
@@ -504,7 +505,7 @@ def test_a_server_that_lists_studies_is_watched_like_a_folder(root, run, tmp_pat
     @contextmanager
     def fetch(uid):
         asked.append(uid)
-        if asked.count(uid) == 1:
+        if uid == "1.2.4" and asked.count(uid) == 1:
             raise UsageError("It is busy.")
         with_study = tmp_path / "fetched"
         with_study.mkdir()
@@ -517,9 +518,54 @@ def test_a_server_that_lists_studies_is_watched_like_a_folder(root, run, tmp_pat
     assert run(Listed(lambda: SLICES, fetch, 0), warn=warned.append) == dict.fromkeys(SLICES, "predicted")
     assert "It is busy. Waiting for it." in warned
     assert run(Listed(lambda: SLICES, fetch, 0)) == {}
-    assert sorted(asked) == sorted([*SLICES] * 2)
+    assert sorted(asked) == sorted([*SLICES, "1.2.4"])
     run(root, "of folder")
     assert (tmp_path / "out/slices.csv").read_bytes() == (tmp_path / "of folder/slices.csv").read_bytes()
+
+
+def test_a_study_that_cannot_be_fetched_ends_a_single_watch_when_all_others_are_done(root, run, tmp_path):
+    """It is not waited for without end, and the code is that of the refusal."""
+    asked = []
+
+    @contextmanager
+    def fetch(uid):
+        asked.append(uid)
+        if uid == "1.2.30":
+            raise ArchiveError("It fails.")
+        yield SimpleNamespace(folder=root, unused=())
+
+    with pytest.raises(UnreachableError, match="It fails") as told:
+        run(Listed(lambda: SLICES, fetch, 0))
+    assert told.value.exit_code == 6
+    assert asked.count("1.2.30") <= 5
+    assert {row["study_uid"] for row in rows_of(tmp_path / "out/studies.csv")} == {"1.2.4", "1.2.5"}
+
+
+def test_a_full_disk_while_a_study_is_fetched_ends_the_watch(run):
+    """It is no fault of the archive, which would be waited for."""
+
+    @contextmanager
+    def fetch(uid):
+        raise OutputError("Cannot write.")
+        yield
+
+    with pytest.raises(OutputError):
+        run(Listed(lambda: SLICES, fetch, 0))
+
+
+def test_a_study_that_did_not_come_is_listed_and_asked_for_again_by_the_next_watch(run, tmp_path):
+    """As one that the archive refuses."""
+    asked = []
+
+    @contextmanager
+    def fetch(uid):
+        asked.append(uid)
+        (tmp_path / "fetched").mkdir(exist_ok=True)
+        yield SimpleNamespace(folder=tmp_path / "fetched", unused=(Unused("x", Reason.NOT_FETCHED, "No.", uid),))
+
+    for _ in range(2):
+        assert run(Listed(lambda: {"1": 5}, fetch, 0)) == {"1": "unusable"}
+    assert asked == ["1", "1"]
 
 
 def test_files_that_go_while_they_are_read_make_no_result(root, run, tmp_path, monkeypatch):

@@ -102,13 +102,23 @@ def list_studies(
     offset = 0
     while len(seen) < most:
         page = ask(offset=offset)
-        new = [entry for entry in page if _uid(entry, STUDY_UID) not in seen | {""}]
+        new = [entry for entry in page if (uid := _uid(entry, STUDY_UID)) and uid not in seen]
         if not new:  # the end, or an archive that knows no offset and begins again
             break
         seen |= {_uid(entry, STUDY_UID) for entry in new}
         found += [_listed(entry) for entry in new if modality in (_values(entry, MODALITIES) or [modality])]
         offset += len(page)
     return tuple({study.study_uid: study for study in found[:most]}.values())
+
+
+def count_ct(url: str, study: ListedStudy) -> int | None:
+    """Return how many instances the CT series of a study have, those of the study if that is not told.
+
+    Raises ArchiveError if the archive is gone, UsageError for an URL that `archive.checked_url` refuses.
+    """
+    series = _ct_series(Archive(url), study.study_uid)
+    known = [] if series is None else [count for count in series.values() if count is not None]
+    return study.instances if series is None or len(known) < len(series) else sum(known)
 
 
 def _listed(entry: Any) -> ListedStudy:

@@ -190,16 +190,22 @@ class Listed:
 def archive_source(url: str, out: Path, *, days: int, quiet_s: float) -> Listed:
     """Return a DICOMweb archive as a source: its CT studies whose date is at most `days` days ago.
 
-    Studies are fetched into `out` one by one, as `dicomweb.fetched` has it; one that is refused did not come. Of an
-    archive that does not tell how many instances a study has, a study is taken once it was listed for the quiet time,
-    and not again. Raises UsageError for an URL that `archive.checked_url` refuses.
+    Studies are fetched into `out` one by one, as `dicomweb.fetched` has it; one that is refused did not come. Only
+    instances of CT series count, as far as the archive tells them apart: what is said of a study and filed with it, as
+    our own results are, makes it no other. Of an archive that does not tell how many instances a study has, a study is
+    taken once it was listed for the quiet time, and not again. Raises UsageError for an URL that `archive.checked_url`
+    refuses.
     """
     from ich_seq.archive import checked_url
-    from ich_seq.dicomweb import fetched, list_studies
+    from ich_seq.dicomweb import ListedStudy, count_ct, fetched, list_studies
+
+    counted: dict[ListedStudy, int] = {}
 
     def listing() -> dict[str, int]:
-        since = datetime.now().date() - timedelta(days=days)
-        return {study.study_uid: study.instances or 0 for study in list_studies(url, since=since)}
+        nonlocal counted
+        listed = list_studies(url, since=datetime.now().date() - timedelta(days=days))
+        counted = {study: counted[study] if study in counted else count_ct(url, study) or 0 for study in listed}
+        return {study.study_uid: count for study, count in counted.items()}
 
     checked_url(url)
     return Listed(listing, lambda uid: fetched(url, [uid], out, one_by_one=True, called=short_hash), quiet_s)

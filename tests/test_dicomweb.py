@@ -20,7 +20,7 @@ from pydicom.sr.codedict import codes
 from ich_seq import ArchiveError, OutputError, archive, dicomweb
 from ich_seq.archive import Fault
 from ich_seq.dicom import SliceHeader
-from ich_seq.dicomweb import FETCHED, ListedStudy, fetched, list_studies, send
+from ich_seq.dicomweb import FETCHED, ListedStudy, count_ct, fetched, list_studies, send
 from ich_seq.files import locked_folder, sha256_file, short_hash
 from ich_seq.reasons import Reason
 
@@ -482,6 +482,26 @@ def test_a_list_without_end_is_ended(monkeypatch):
     with serving(endless) as (url, seen):
         assert list_studies(url, most=100) == ()
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize(
+    ("series", "count"),
+    [
+        ([("1.1", "CT", 5), ("1.2", "SR", 2), ("1.3", "CT", 1)], 6),
+        ([("1.2", "SR", 2)], 0),
+        ([("1.1", "CT", 5), ("1.3", "CT", None)], 9),
+        ([], 9),
+        (None, 9),
+    ],
+)
+def test_the_instances_of_ct_are_counted_as_far_as_they_are_told(series, count):
+    """Else all of the study."""
+
+    def answer(request):
+        request.say(404) if series is None else request.say_json(listing(*series))
+
+    with serving(answer) as (url, _):
+        assert count_ct(url, ListedStudy(study_uid=STUDY, instances=9)) == count
 
 
 def test_what_an_archive_leaves_unsaid_is_no_reason_to_leave_a_study_out():

@@ -325,6 +325,7 @@ def test_an_archive_is_watched_and_has_the_reports_of_what_came(pacs, today, bun
     end = watched(bundle, tmp_path / "out", "--dicomweb", pacs, "--send", pacs)
     assert end.exit_code == 0, end.output
     told = {line["study_uid"]: line for line in map(json.loads, end.stdout.splitlines())}
+    assert len(end.stdout.splitlines()) == len(told) == 2
     assert predicted(bundle, tmp_path / "plain", today, "--no-report").exit_code == 0
     said = {row["study_uid"]: row["any"] for row in rows_of(tmp_path / "plain" / "studies.csv")}
     assert said == {uid: f"{line['probabilities']['any']:.6f}" for uid, line in told.items()}
@@ -335,6 +336,22 @@ def test_an_archive_is_watched_and_has_the_reports_of_what_came(pacs, today, bun
         sent = [] if odd else [s for s in client.search_for_series(uid) if s["00080060"]["Value"] == ["SR"]]
         assert len(sent) == 1 - odd
     again = watched(bundle, tmp_path / "out", "--dicomweb", pacs, "--send", pacs)
+    assert (again.exit_code, again.stdout) == (0, "")
+
+
+def test_what_is_filed_with_a_study_that_is_no_ct_makes_nothing_be_done_again(pacs, today, bundle, tmp_path):
+    """A report that somebody else stores in the study; a slice more does, as it may show what was not seen."""
+    out = tmp_path / "out"
+    assert len(watched(bundle, out, "--dicomweb", pacs).stdout.splitlines()) >= 2
+    path = next(p for p in sorted(today.iterdir()) if not p.name.startswith("ID_"))
+    with config.disable_value_validation():
+        other = dcmread(path)
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"{other.SeriesInstanceUID}.9"
+        other.SeriesInstanceUID = f"{other.SeriesInstanceUID}.8"
+        other.Modality = "OT"
+        other.save_as(tmp_path / "other.dcm")
+    put(pacs, tmp_path / "other.dcm")
+    again = watched(bundle, out, "--dicomweb", pacs)
     assert (again.exit_code, again.stdout) == (0, "")
 
 

@@ -136,7 +136,7 @@ def watch(
             journal=Journal(out / JOURNAL),
             workers=workers,
             phi=shown.phi,
-            also=partial(_file_results, ResultSource.of(loaded)) if shown.sr else also,
+            also=_together(partial(_file_results, ResultSource.of(loaded)) if shown.sr else None, also),
             send=send,
             tell=tell,
             warn=warn,
@@ -145,6 +145,17 @@ def watch(
         )
         watching.run(every_s)
         return watching.summary()
+
+
+def _together(*writers: Also | None) -> Also:
+    """Return what writes all that is to be written into a study's folder."""
+
+    def write(folder: Path, study: Study, prediction: StudyPrediction) -> None:
+        for writer in writers:
+            if writer is not None:
+                writer(folder, study, prediction)
+
+    return write
 
 
 def _file_results(made_by: ResultSource, folder: Path, study: Study, prediction: StudyPrediction) -> None:
@@ -193,7 +204,7 @@ class _Watch:
     journal: Journal
     workers: int
     phi: bool
-    also: Also | None
+    also: Also
     send: Send | None
     tell: Callable[[StudyNews], object]
     warn: Callable[[str], object]

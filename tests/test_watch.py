@@ -443,6 +443,14 @@ def test_more_can_be_written_into_a_study_s_folder_and_is_vouched_for(root, run,
     assert made.read_bytes() == b"1.2.4"
 
 
+def test_dicom_objects_and_more_of_yours_are_both_written(root, run, tmp_path):
+    """One does not take the place of the other."""
+    pytest.importorskip("highdicom")
+    run(root, shown=Pages(report=False, sr=True), also=lambda folder, *_: (folder / "mine").write_text("x"))
+    names = {path.name for path in (tmp_path / "out" / folder_of("1.2.4")).rglob("*")}
+    assert {"mine", f"{short_hash('1.2.4')}-sr.dcm"} <= names
+
+
 def test_each_result_is_sent_once_and_until_it_arrives(root, run, add):
     """A receiver that is down holds no study up; what may have arrived is sent as unsure, after a restart too."""
     sent, warned, down = [], [], True

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from requests import Response
@@ -235,15 +236,13 @@ class _Delivery:
 
     def __init__(self, archive: Archive, uid: str, folder: Path) -> None:
         self._archive, self._uid, self._folder = archive, uid, folder
-        self._bytes_left, self._attempts = MAX_STUDY_BYTES, 0
+        self._bytes_left = MAX_STUDY_BYTES
         self.arrived, self.unused = 0, list[Unused]()
 
     def take(self, series: str, expected: int | None, advance: Advance) -> list[Unused]:
         """Fetch a series, or the whole study; return what of it is of no use. Nothing stays if it ends too early."""
-        self._attempts += 1
-        arriving = self._folder / f"arriving-{self._attempts}"  # whoever was given up may still write into the last
-        with writing(arriving):
-            arriving.mkdir()
+        with writing(self._folder):
+            arriving = Path(mkdtemp(dir=self._folder))  # whoever was given up may still be at work in an older one
         place = self._folder / short_hash(series)
         try:
             received, unused = self._receive(series, arriving, f"{self._folder.name}/{place.name}", advance)

@@ -108,9 +108,9 @@ def watch(
     all that was there at the first look is worked through. `out` is as `worklist` has it, and `shown` says what is in
     its pages. A study of which more files come is done again and its older result replaced; one whose older files have
     gone meanwhile keeps it. `also` writes more into a study's folder; `send` sends it on, once, again when that fails
-    (with `once` by the next watch, if it fails to the end).
-    `tell` hears of each study, `warn` what somebody should know. Raises UsageError, ArtefactError and OutputError as
-    `predict` does, or if `out` was made by another bundle; and what failed MOST_IN_A_ROW studies one after another.
+    (with `once` by the next watch). `tell` hears of each study, `warn` what somebody should know. Raises UsageError,
+    ArtefactError and OutputError as `predict` does, or if `out` was made by another bundle; and what failed
+    MOST_IN_A_ROW studies one after another.
     """
     if not (0 <= quiet_s < inf and 0 < every_s < inf):
         raise UsageError(f"A quiet time of {quiet_s:g} s, or looks every {every_s:g} s, cannot be meant.")

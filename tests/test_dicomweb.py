@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -317,6 +318,31 @@ def test_a_study_that_trickles_in_is_given_up(answer, tmp_path, slices, monkeypa
     monkeypatch.setattr(archive, "SILENCE_S", 0.4)
     with serving(answering(answer)) as (url, _), pytest.raises(ArchiveError, match=r"does not get on|breaks off"):
         take(url, tmp_path)
+
+
+def test_a_delivery_that_was_given_up_takes_nothing_from_the_next(tmp_path, slices, monkeypatch):
+    """It notices when its archive lets it, perhaps while the same study is fetched anew."""
+    monkeypatch.setattr(archive, "SILENCE_S", 0.4)
+    asked, whole, let_go = [], multipart(slices), threading.Event()
+
+    def answer(request):
+        asked.append(request)
+        request.send_response(200)
+        request.send_header("Content-Type", MULTIPART)
+        request.end_headers()
+        if len(asked) == 1:
+            while not let_go.wait(0.02):
+                request.wfile.write(b"x")
+        else:
+            request.wfile.write(whole[:1000])
+            let_go.set()
+            time.sleep(0.2)
+            request.wfile.write(whole[1000:])
+
+    with serving(answering(answer)) as (url, _):
+        with pytest.raises(ArchiveError, match="does not get on"):
+            take(url, tmp_path)
+        assert take(url, tmp_path) == ({STUDY: sorted(slices)}, ())
 
 
 def test_a_delivery_that_was_cut_short_is_asked_for_again(tmp_path, slices):

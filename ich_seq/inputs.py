@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ich_seq import UsageError
 from ich_seq.archives import is_archive, member_names
@@ -155,20 +155,25 @@ def _directory_of(path: Path) -> list[tuple[str, ...]] | Refused | None:
     """Return what a DICOMDIR names, or why that cannot be told; None for any other file."""
     try:
         with lenient(), opened(path) as (stream, _, _):
-            seek_dataset(stream, path)
-            try:
-                read_syntax(stream)
-                return None
-            except Refused as refusal:
-                if refusal.reason is not Reason.DICOMDIR:
-                    return None
-            return list(named_files(stream))
+            return list(named_files(stream)) if _is_directory(stream, path) else None
     except Refused as refusal:
         return refusal if refusal.reason is Reason.DAMAGED_HEADER else None
-    except OSError:  # which is told when it is read
-        return None
+    except OSError as error:
+        if error.errno is None:  # pydicom's own, of a sequence that ends too early
+            return Refused(Reason.DAMAGED_HEADER, "The DICOMDIR ends within a sequence; copy it again.")
+        return None  # which is told when it is read
     except Exception as error:  # whatever a parser makes of hostile bytes is a verdict on the file
         return Refused(Reason.DAMAGED_HEADER, f"The DICOMDIR cannot be parsed ({type(error).__name__}).")
+
+
+def _is_directory(stream: BinaryIO, path: Path) -> bool:
+    """Tell whether a file is a DICOMDIR; what is wrong with any other is told when it is read."""
+    try:
+        seek_dataset(stream, path)
+        read_syntax(stream)
+    except Exception as error:
+        return isinstance(error, Refused) and error.reason is Reason.DICOMDIR
+    return False
 
 
 def _of_directory(below: _Below, index: list[tuple[str, ...]] | Refused) -> Iterator[InputFile | Unused]:

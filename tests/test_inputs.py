@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from attacks.bad_archives import dicomdir, record
+from attacks.bad_archives import dicomdir, item, record
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,6 +224,10 @@ ODD = {
     "records of 2 GiB, it says": (dicomdir(record("A"), length=0x7FFFFFFF), {"DICOMDIR": "damaged_header"}),
     "a cut file": (dicomdir(record("A"))[:-30], {"DICOMDIR": "damaged_header"}),
     "nothing behind its head": (dicomdir()[:-60], {"DICOMDIR": "damaged_header"}),
+    "a sequence that does not end": (
+        dicomdir(record("A"), item(bytes.fromhex("8800000253510000ffffffff"))),
+        {"DICOMDIR": "damaged_header"},
+    ),
 }
 
 

@@ -97,7 +97,8 @@ def seek_dataset(stream: BinaryIO, path: PurePath) -> None:
     if head[PREAMBLE_BYTES:] == MARKER:
         return
     if head.startswith(MAGIC) and path.suffix.lower() == SUFFIX:
-        raise Refused(Reason.ARCHIVE, "An archive where none is looked into, as in another archive; unpack the outer.")
+        where = "within another, named by a DICOMDIR or in a folder that is watched"
+        raise Refused(Reason.ARCHIVE, f"An archive {where} is not looked into; unpack it.")
     if head[:2] not in (b"\x02\x00", b"\x08\x00"):
         named_so = path.suffix.lower() in DICOM_SUFFIXES or path.suffix[1:].isdigit()
         if path.name.startswith(".") or not named_so:

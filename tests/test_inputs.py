@@ -12,7 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from attacks.bad_archives import dicomdir, item, record
+from attacks.bad_archives import dicomdir, record
+from attacks.dicom_elements import item
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -106,7 +106,17 @@ def test_the_boundary_is_found(said, boundary):
     assert boundary_of(said) == boundary
 
 
-@pytest.mark.parametrize("said", ["", "text/html", "application/dicom; boundary=x", "multipart/related", "multipart"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "text/html",
+        "application/dicom; boundary=x",
+        "multipart/related",
+        "multipart",
+        "multipart/related; boundary*=''x; boundary*0*=x",
+    ],
+)
 def test_what_is_no_multipart_message_is_refused(said):
     """A page to log in, as portals send one, is none."""
     with pytest.raises(MultipartError, match="no multipart"):

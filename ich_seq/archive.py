@@ -52,7 +52,7 @@ MAX_ANSWER_BYTES = 1 << 25
 
 CHUNK_BYTES = 1 << 16
 
-UNAUTHORISED, FORBIDDEN, NOT_FOUND, TOO_MANY, GONE = 401, 403, 404, 429, 410
+UNAUTHORISED, FORBIDDEN, NOT_FOUND, GONE, TOO_MANY, NOT_IMPLEMENTED = 401, 403, 404, 410, 429, 501
 Extent = Literal["archive", "unsure", "answer"]
 Result = TypeVar("Result")
 
@@ -146,7 +146,7 @@ class Archive:
             return say("does not allow it (HTTP 403); ask whoever runs it to allow this account")
         if status in (NOT_FOUND, GONE):
             return say(f"does not have it (HTTP {status}); look at the URL, and at the UID")
-        if status == TOO_MANY or status >= 500:
+        if status == TOO_MANY or (status >= 500 and status != NOT_IMPLEMENTED):
             return say(f"fails (HTTP {status})", "unsure", passing=True)
         return say(f"refuses (HTTP {status})")
 

@@ -144,6 +144,7 @@ def test_a_proxy_is_not_asked_for_what_is_on_this_machine(monkeypatch):
         (429, "fails (HTTP 429)", "unsure", 3),
         (500, "fails (HTTP 500)", "unsure", 3),
         (503, "fails (HTTP 503)", "unsure", 3),
+        (501, "refuses (HTTP 501)", "answer", 1),
     ],
 )
 def test_each_status_has_its_sentence_and_what_may_pass_is_asked_again(status, told, extent, requests):

@@ -241,6 +241,7 @@ class _Delivery:
 
     def take(self, series: str, expected: int | None, advance: Advance) -> list[Unused]:
         """Fetch a series, or the whole study; return what of it is of no use. Nothing stays if it ends too early."""
+        bytes_left = self._bytes_left
         with writing(self._folder):
             arriving = Path(mkdtemp(dir=self._folder))  # whoever was given up may still be at work in an older one
         place = self._folder / short_hash(series)
@@ -249,6 +250,7 @@ class _Delivery:
             with writing(place):
                 arriving.rename(place)
         except BaseException:
+            self._bytes_left = bytes_left  # of what came nothing stays
             shutil.rmtree(arriving, ignore_errors=True)
             raise
         self.arrived += received

@@ -358,6 +358,19 @@ def test_a_delivery_that_was_cut_short_is_asked_for_again(tmp_path, slices):
     assert len(attempts) == 2
 
 
+def test_what_was_cut_short_does_not_count_towards_the_length_of_a_study(tmp_path, slices, monkeypatch):
+    """Each attempt may be as long as a study is."""
+    monkeypatch.setattr(dicomweb, "MAX_STUDY_BYTES", int(1.5 * len(multipart(slices))))
+    attempts = []
+
+    def third_time(request):
+        attempts.append(request)
+        request.say_parts(*slices, end=b"--\r\n" if len(attempts) == 3 else b"\r\n")
+
+    with serving(answering(third_time)) as (url, _):
+        assert take(url, tmp_path) == ({STUDY: sorted(slices)}, ())
+
+
 def test_a_study_without_an_instance_is_told_of(tmp_path, slices):
     """An empty message is one, and no study may vanish."""
     either = answering(lambda r: r.say_parts(*slices) if f"/{STUDY}" in r.path else no_instance(r))

@@ -168,6 +168,7 @@ def compile_openvino(module: nn.Module, shape: tuple[int, int, int], precision: 
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "NUM_STREAMS": cores,
         "INFERENCE_NUM_THREADS": cores,
+        "ENABLE_CPU_PINNING": False,  # each process would take the first cores, and several run on the same ones
     }
     compiled = _openvino_core().compile_model(graph, "CPU", hints)
     idle: LifoQueue[openvino.InferRequest] = LifoQueue()  # each holds activations: as few as do are made

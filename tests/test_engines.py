@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,31 @@ def test_openvino_takes_pairs_of_slices_at_most():
     assert (one.batch_size, two.batch_size, many.batch_size) == (1, 2, 2)
     assert torch.equal(many(hu).features, two(hu).features)
     assert Embedder(encoder, replace(PLAIN, batch_size=64), CPU).batch_size == 64
+
+
+def test_openvino_leaves_it_to_the_system_which_cores_it_computes_on():
+    """Pinned threads of several processes would all lie on the first cores: two ranks would share one."""
+    pytest.importorskip("openvino")
+    code = """
+import contextlib, os, threading, torch
+from ich_seq.engines import compile_openvino
+net = torch.nn.Sequential(torch.nn.Conv2d(1, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3))
+run, _ = compile_openvino(net, (1, 64, 64), "fp32")
+run(torch.zeros(2, 1, 64, 64))
+allowed, bound = os.sched_getaffinity(0), set()
+busy = threading.Thread(target=lambda: [run(torch.zeros(2, 1, 64, 64)) for _ in range(100)])
+busy.start()
+while busy.is_alive():
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            bound |= {thread} if os.sched_getaffinity(int(thread)) != allowed else set()
+print(len(bound))
+"""
+    if not Path("/proc/self/task").exists() or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs Linux and two cores")
+    environment = os.environ | {"LOCAL_WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "0"
 
 
 def test_openvino_results_outlive_the_next_batch():

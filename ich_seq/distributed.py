@@ -184,13 +184,14 @@ def _peers_missed() -> Iterator[None]:
 
 @contextmanager
 def joined_group(device: torch.device) -> Iterator[Group]:
-    """Join the processes that torchrun started (environment WORLD_SIZE), by NCCL on CUDA, by gloo on CPUs."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes that torchrun started to train one network: by NCCL on CUDA, by gloo on CPUs.
+
+    Raises OutputError if they do not reach each other.
+    """
+    if _alone():
         yield Group()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # where NCCL gathers objects
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _join("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
@@ -199,8 +200,11 @@ def joined_group(device: torch.device) -> Iterator[Group]:
 
 @contextmanager
 def working_group() -> Iterator[Group]:
-    """Join the processes that torchrun started to share out studies: by gloo, as they exchange no tensors of a GPU."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes that torchrun started to share out studies: by gloo, as they exchange no tensors of a GPU.
+
+    Raises OutputError if they do not reach each other.
+    """
+    if _alone():
         yield Group()
         return
     talk = _joined()
@@ -210,26 +214,38 @@ def working_group() -> Iterator[Group]:
         dist.destroy_process_group()
 
 
+def _alone() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def _join(backend: str) -> None:
+    """Join the processes of this start, and of no start before it. Raises OutputError if they cannot be reached."""
+    try:
+        store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+        fresh = dist.PrefixStore(_meeting(store, rank, size), store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
+    except Exception as error:  # whatever sockets and stores raise
+        raise OutputError(f"The processes that torchrun started do not reach each other: {error}") from error
+
+
 def _joined() -> dist.ProcessGroup:
     """Join by a thread of its own, as nothing interrupts one that waits for others to join."""
     joined: list[dist.ProcessGroup] = []
-    failures: list[Exception] = []
+    failures: list[OutputError] = []
 
     def join() -> None:
         try:
-            store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-            fresh = dist.PrefixStore(_meeting(store, rank, size), store)  # type: ignore[attr-defined]
-            dist.init_process_group("gloo", store=fresh, rank=rank, world_size=size)
+            _join("gloo")
             joined.append(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=PATIENCE)))  # of all
-        except Exception as error:  # whatever sockets and stores raise
-            failures.append(error)
+        except OutputError as failure:
+            failures.append(failure)
 
     joining = threading.Thread(target=join, daemon=True)
     joining.start()
     while joining.is_alive():
         joining.join(POLL_S)
     for failure in failures:
-        raise OutputError(f"The processes that torchrun started do not reach each other: {failure}") from failure
+        raise failure
     return joined[0]
 
 
@@ -255,20 +271,26 @@ def _meeting(store: Any, rank: int, size: int) -> str:
 
 
 def own_device(name: str) -> torch.device:
-    """Return the device that a process shares studies out to; torchrun's, on CUDA, take the GPUs of a machine in turn.
+    """Return the device of a process that shares out studies; of more of them than GPUs several share one.
 
     Raises UsageError as `choose_device` does.
     """
-    device = choose_device(name)
+    return local_device(choose_device(name), shared=True)
+
+
+def local_device(device: torch.device, *, shared: bool = False) -> torch.device:
+    """Give each process that torchrun started on a machine (environment LOCAL_RANK) a GPU of its own, or in turn one.
+
+    It becomes the process's current one: there NCCL gathers objects, and the first holds no context for the others.
+    Raises UsageError if there are fewer GPUs than processes, unless they may be `shared`.
+    """
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
-    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    torch.cuda.set_device(own)  # else each would hold a context, of some 500 MB, on the first one too
+    rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if rank >= count and not shared:
+        raise UsageError(
+            f"torchrun started more processes than the {count} GPUs here: --nproc-per-node {count}, or --device cpu."
+        )
+    own = torch.device("cuda", rank % count)
+    torch.cuda.set_device(own)
     return own
-
-
-def local_device(device: torch.device) -> torch.device:
-    """Give each of a machine's processes a CUDA device of its own (environment LOCAL_RANK)."""
-    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
-        return device
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))

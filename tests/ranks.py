@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +14,8 @@ from attacks.zygote import Done, Running, Zygote
 LONGEST_S = 120.0
 
 
-def start(zygote: Zygote, commands: Sequence[Sequence[str]], *, restarts: int = 0) -> list[Running]:
-    """Begin commands, one a rank, with the environment that torchrun gives to a group on one machine."""
+def start(zygote: Zygote, commands: Sequence[Sequence[str]], *, restarts: int = 0, **more: str) -> list[Running]:
+    """Begin commands, one a rank, with the environment that torchrun gives to a group on one machine, and `more`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -23,7 +24,7 @@ def start(zygote: Zygote, commands: Sequence[Sequence[str]], *, restarts: int = 
         "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": str(restarts),
     }  # fmt: skip
-    environments = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(commands))]
+    environments = [more | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(commands))]
     return [zygote.start(c, environment=e) for c, e in zip(commands, environments, strict=True)]
 
 
@@ -48,3 +49,16 @@ def journalled(out: Path) -> dict[str, str]:
             row = json.loads(line)
             rows[row["file"]] = row["sha256"]
     return rows
+
+
+def processes_of(command: Path) -> dict[str, int]:
+    """Return the processes whose command line names a path, by their rank."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and os.fsencode(command) in (process / "cmdline").read_bytes():
+                words = (process / "environ").read_bytes().split(b"\0")
+                found |= {word.decode()[5:]: int(process.name) for word in words if word.startswith(b"RANK=")}
+        except OSError:
+            continue
+    return found

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
 
-from ich_seq import UsageError
+from ich_seq import UsageError, distributed
 from ich_seq.cnn_run import CURVES, ENCODER, FOLD, HELD_OUT, RUN, fold_folder
 from ich_seq.cnn_training import train_cnn
 from ich_seq.config import Config, load_config
+from ich_seq.devices import choose_device
 from ich_seq.distributed import ALONE, Group, joined_group, local_device, own_device, working_group
 from ich_seq.files import short_hash
 from ich_seq.phantom import PhantomSet, write_dataset
@@ -110,33 +112,34 @@ def test_without_torchrun_there_is_one_process(monkeypatch, world):
         assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize(
-    ("device", "rank", "own"),
-    [("cpu", "1", "cpu"), ("cuda", None, "cuda"), ("cuda:1", None, "cuda:1"), ("cuda", "3", "cuda:3")],
-)
-def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, device, rank, own):
-    """Under torchrun the local rank numbers the GPU; a CPU is shared."""
+@pytest.fixture
+def current(monkeypatch) -> list[torch.device]:
+    """A machine of two GPUs; gives those that were made the current one."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    assert local_device(torch.device(device)) == torch.device(own)
+    return chosen
 
 
 @pytest.mark.parametrize(
     ("name", "rank", "own"),
-    [("cpu", "1", "cpu"), ("auto", None, "cuda"), ("cuda:1", None, "cuda:1"), ("auto", "1", "cuda:1"),
-     ("auto", "5", "cuda:1")],
-)  # fmt: skip
-def test_processes_that_share_out_studies_take_the_gpus_in_turn(monkeypatch, name, rank, own):
-    """Each its own, made the current one; more processes than GPUs share them, as they exchange no tensors."""
-    current = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    [("cpu", "1", "cpu"), ("auto", None, "cuda"), ("cuda:1", None, "cuda:1"), ("auto", "1", "cuda:1")],
+)
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, current, name, rank, own):
+    """Under torchrun the local rank numbers the GPU, which is made the current one; a CPU is shared."""
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
-    assert own_device(name) == torch.device(own)
-    assert current == ([torch.device(own)] if rank and own != "cpu" else [])
+    assert own_device(name) == local_device(choose_device(name)) == torch.device(own)
+    assert current == ([torch.device(own)] * 2 if rank and own != "cpu" else [])
+
+
+def test_more_processes_than_gpus_share_studies_and_train_nothing(monkeypatch, current):
+    """Those that share out studies take the GPUs in turn, as they exchange no tensors; NCCL needs one for each."""
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    assert own_device("auto") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="--nproc-per-node 2"):
+        local_device(torch.device("cuda"))
 
 
 def test_alone_a_group_shares_out_to_itself():
@@ -152,12 +155,13 @@ def refuse(text: str) -> None:
 
 
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
-def test_a_group_is_joined_on_its_device_and_left_whatever_happens(monkeypatch, device, backend):
-    """NCCL sends objects through the current GPU, which must be each process's own before it joins."""
+def test_a_group_is_joined_and_left_whatever_happens(monkeypatch, device, backend):
+    """By what suits its device, under the name of this start."""
     done = []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: done.append(str(chosen)))
-    monkeypatch.setattr(dist, "init_process_group", lambda by, *_, **__: done.append(by))
+    monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(distributed, "_meeting", lambda *_: "this start")
+    monkeypatch.setattr(dist, "init_process_group", lambda by, store, **_: done.append((by, type(store).__name__)))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("left"))
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -166,7 +170,7 @@ def test_a_group_is_joined_on_its_device_and_left_whatever_happens(monkeypatch, 
         joined.append(group)
         raise ZeroDivisionError
     assert joined == [Group(1, 2)]
-    assert done == [*([device] if backend == "nccl" else []), backend, "left"]
+    assert done == [(backend, "PrefixStore"), "left"]
 
 
 # Several processes
@@ -174,7 +178,7 @@ def test_a_group_is_joined_on_its_device_and_left_whatever_happens(monkeypatch, 
 SHARING = """
 import os, sys
 import ich_seq.distributed
-from ich_seq import UsageError
+from ich_seq import UsageError, distributed
 from ich_seq.distributed import working_group
 def refuse(text):
     raise UsageError(text)
@@ -296,6 +300,21 @@ def test_two_processes_terminated_together_go_on_to_the_same_bytes(phantoms, tog
     assert len(left["curve"]) < 3
     done = subprocess.run([*command, "--quiet"], env=environment(), capture_output=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
+    whole = fold_folder(together[0], 0)
+    for name in (ENCODER, HELD_OUT, FOLD):
+        assert (fold_folder(out, 0) / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_training_again_that_lost_a_process(phantoms, together, tmp_path):
+    """--max-restarts 2: one is killed at work, and the next group, which meets anew, goes on to the same bytes."""
+    out = tmp_path / "cnn"
+    command = torchrun("--max-restarts", 2, *train_command(phantoms, out), "--workers", 0, "--quiet")
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        ranks.until((fold_folder(out, 0) / "fold-0.json").exists, 120)
+        os.kill(ranks.processes_of(out)["1"], signal.SIGKILL)
+        said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, said
     whole = fold_folder(together[0], 0)
     for name in (ENCODER, HELD_OUT, FOLD):
         assert (fold_folder(out, 0) / name).read_bytes() == (whole / name).read_bytes(), name

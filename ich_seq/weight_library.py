@@ -22,6 +22,8 @@ from typing import Any
 
 from ich_seq import ArtefactError, OutputError, UsageError
 from ich_seq.files import (
+    MAX_WHOLE_BYTES,
+    PARTIAL,
     growing_file,
     locked_folder,
     make_folder,
@@ -44,7 +46,6 @@ SPOKEN_FOR = ("imagenet", "random", "hub")
 STAGED, REPLACED = ".staged", ".replaced"
 """Suffixes of hidden folders: an entry that is being made, and one that another takes the place of."""
 
-MAX_WEIGHTS_BYTES = 1 << 35
 CHUNK = 1 << 22
 
 
@@ -72,7 +73,7 @@ def library_folder() -> Path:
 
 def checked_name(name: str) -> str:
     """Return the name of an entry. Raises UsageError for one that is not plain, or that settings mean otherwise."""
-    if not PLAIN.fullmatch(name):
+    if not PLAIN.fullmatch(name) or name.endswith(PARTIAL):  # which is swept away as what a kill left
         raise UsageError(
             f"{name!r:.80} is no name for weights: 1 to 64 of a-z, 0-9 and . _ -, a letter or digit first."
         )
@@ -210,7 +211,7 @@ def write_entry(folder: Path, name: str, facts: dict[str, Any]) -> Entry:
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's bytes, whole or not at all. Raises UsageError if it cannot be read, OutputError if not written."""
     try:
-        file = open_file(source, MAX_WEIGHTS_BYTES)
+        file = open_file(source, MAX_WHOLE_BYTES)
     except (OSError, ValueError) as error:  # a path may hold a NUL
         raise UsageError(f"Cannot read {source}: {getattr(error, 'strerror', error)}.") from error
     with file, growing_file(target) as append:

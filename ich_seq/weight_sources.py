@@ -30,7 +30,7 @@ from ich_seq.weight_library import (
     new_entry,
     write_entry,
 )
-from ich_seq.weights import ask_hub_once, fit, read_tensors, tensors_of_hub, write_tensors
+from ich_seq.weights import ask_hub_once, fit, of_other_channels, read_tensors, stems, tensors_of_hub, write_tensors
 
 HUB = "hub:"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
@@ -94,6 +94,10 @@ def _from_file(path: Path, arch: str | None, folder: Path) -> Taken:
             f"{path} is a pickle by its name. Those can run code when they are read, and are never opened here. Where "
             "you trust it, convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT)."
         )
+    if not os.path.lexists(path):
+        raise UsageError(
+            f"Cannot read {path}: it is not there. Give a safetensors file, a folder, hub:NAME or hub:ORG/REPO."
+        )
     if arch is None:
         raise UsageError(f"Say which network {path} holds the weights of: --arch with a name of timm's.")
     target = folder / ENCODER_FILE
@@ -108,13 +112,14 @@ def _from_file(path: Path, arch: str | None, folder: Path) -> Taken:
 def check_fit(arch: str, tensors: dict[str, Tensor], what: str) -> None:
     """Fit tensors to timm's network, one by one; only those of a classifier may be left over.
 
-    The network is built for as many channels as its first tensor has. Raises UsageError for a network that timm does
-    not know, ArtefactError, naming `what` they are, if any tensor lacks, is unknown, of another shape or no number.
+    The network is built for as many channels as its first convolution has. Raises UsageError for a network that timm
+    does not know, ArtefactError, naming `what` they are, if any tensor is absent, unknown, misshapen or no number.
     """
     with torch.device("meta"):
-        stem, wanted = next(iter(build_network(arch, 3).state_dict().items()))
-    given = tensors.get(stem)
-    network = build_network(arch, 3 if given is None or given.ndim != wanted.ndim else given.shape[1])
+        plain = build_network(arch, 3)
+    stem = stems(plain)[0]
+    given, wanted = tensors.get(stem), plain.state_dict()[stem]
+    network = build_network(arch, given.shape[1] if given is not None and of_other_channels(given, wanted) else 3)
     known, classifiers = network.state_dict().keys(), _classifiers(arch)
     if unknown := [name for name in tensors if name not in known and not name.startswith(classifiers)]:
         raise ArtefactError(

@@ -98,10 +98,10 @@ def fit(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     Raises ArtefactError, naming `what` they are, if they do not fit.
     """
     wanted = network.state_dict()
-    stem = next(iter(wanted))
-    if stem in tensors and tensors[stem].shape != wanted[stem].shape:
-        with suppress(NotImplementedError):  # not from three channels: refused below
-            tensors[stem] = timm.models.adapt_input_conv(wanted[stem].shape[1], tensors[stem])
+    for stem in stems(network):
+        if stem in tensors and of_other_channels(tensors[stem], wanted[stem]):
+            with suppress(NotImplementedError):  # not from three channels: refused below
+                tensors[stem] = timm.models.adapt_input_conv(wanted[stem].shape[1], tensors[stem])
     chosen = {name: tensors[name] for name in wanted if name in tensors}
     for name, tensor in chosen.items():  # files in half precision are common
         if tensor.is_floating_point() and wanted[name].is_floating_point():
@@ -109,6 +109,21 @@ def fit(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     if wrong := misfits(wanted, chosen):
         raise ArtefactError(f"{what} do not fit the network: {len(wrong)} tensors, such as {wrong[0]}.")
     network.load_state_dict(chosen)
+
+
+def stems(network: nn.Module) -> list[str]:
+    """Return the names of the tensors that see the channels of the input, as timm knows them, or the first one's."""
+    state, told = network.state_dict(), getattr(network, "pretrained_cfg", {}).get("first_conv") or ()
+    named = [f"{layer}.weight" for layer in ([told] if isinstance(told, str) else told)]
+    return [name for name in named if name in state] or [next(iter(state))]
+
+
+def of_other_channels(given: Tensor, wanted: Tensor) -> bool:
+    """Tell whether weights of a convolution are as wanted but for the number of input channels."""
+    if not given.ndim == wanted.ndim == 4 or not given.numel():
+        return False
+    differs = [one != other for one, other in zip(given.shape, wanted.shape, strict=True)]
+    return differs == [False, True, False, False]
 
 
 def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

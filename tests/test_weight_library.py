@@ -21,7 +21,7 @@ from ich_seq.bundle import load_bundle
 from ich_seq.cli import cli
 from ich_seq.config import Config
 from ich_seq.encoder import build_encoder
-from ich_seq.files import sha256_file
+from ich_seq.files import MAX_WHOLE_BYTES, sha256_file
 from ich_seq.phantom import write_dataset
 from ich_seq.prediction import predict
 from ich_seq.weight_library import (
@@ -178,10 +178,32 @@ def test_every_tensor_must_fit(library, file, tmp_path, change):
     assert files_of(library) == {}
 
 
-def test_networks_of_any_number_of_channels_are_taken(library, tmp_path):
-    """A first layer of nine channels is as good as one of three."""
-    save_file(timm.create_model(ARCH, in_chans=9, num_classes=6).state_dict(), tmp_path / "nine.safetensors")
-    assert add_weights("nine", str(tmp_path / "nine.safetensors"), arch=ARCH).arch == ARCH
+@pytest.mark.parametrize("arch", [ARCH, "test_vit"])
+def test_networks_of_any_number_of_channels_are_taken(library, tmp_path, arch):
+    """A first layer of nine channels is as good as one of three, and it need not be the first tensor."""
+    for channels in (3, 9):
+        given = tmp_path / f"of-{channels}.safetensors"
+        save_file(timm.create_model(arch, in_chans=channels, num_classes=6).state_dict(), given)
+        assert add_weights(f"of-{channels}", str(given), arch=arch).arch == arch
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (32, 0, 4, 4), (0, 10**12, 4, 4)])
+def test_a_first_layer_of_no_network_is_refused(library, file, tmp_path, shape):
+    """Whatever number of channels it claims: no more is built than there are values in the file."""
+    tensors = load_file(file) | {"stem.0.weight": torch.zeros(shape)}
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(ArtefactError, match=r"bad\.safetensors do not fit"):
+        add_weights("bad", str(tmp_path / "bad.safetensors"), arch=ARCH)
+    assert files_of(library) == {}
+
+
+def test_a_file_that_cannot_be_read_whole_is_refused_before_it_is_copied(library, tmp_path):
+    """More than 2 GiB are never taken; the refusal names the file that was given."""
+    with (tmp_path / "long.safetensors").open("wb") as long:
+        long.truncate(MAX_WHOLE_BYTES + 1)
+    with pytest.raises(UsageError, match=r"Cannot read .*long\.safetensors: more than"):
+        add_weights("long", str(tmp_path / "long.safetensors"), arch=ARCH)
+    assert files_of(library) == {}
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".PTH"])
@@ -200,7 +222,9 @@ def test_pickles_are_refused_with_the_remedy_and_never_opened(library, tmp_path,
     assert files_of(library) == {}
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "A", "ä", "a b", ".hidden", "a" * 65, "hub", "random"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", "A", "ä", "a b", ".hidden", "a" * 65, "hub", "random", "a.ich-seq-partial"]
+)
 def test_names_are_plain(library, file, name):
     """A name is one of a folder, and means nothing else as encoder.weights."""
     with pytest.raises(UsageError, match="name"):
@@ -212,6 +236,7 @@ def test_names_are_plain(library, file, name):
     ("source", "arch", "told"),
     [
         ("nowhere.safetensors", ARCH, "Cannot read"),
+        ("no-such-folder", None, "it is not there"),
         ("no\0where", ARCH, "Cannot read"),
         ("x" * 5000, ARCH, "Cannot read"),
         ("{file}", None, "--arch"),

@@ -88,7 +88,7 @@ def predict(
     Started by torchrun, the processes share out the studies; a folder and `out` must be the same for all, and
     what is left in `out` is the same too.
     """
-    bundle, out = bundle_folder(Path(bundle)), Path(out)
+    bundle, out = Path(bundle), Path(out)
     workers = choose_workers(workers)
     with working_group() as group:
         loaded = group.agree(lambda: _ready(source, bundle, out, device, engine, sr))
@@ -117,7 +117,7 @@ def _ready(source: Source, bundle: Path, out: Path, device: str, engine: str | N
     if sr:
         check_can_write()
     keep_memory()
-    return load_bundle(bundle, own_device(device), engine)
+    return load_bundle(bundle_folder(bundle), own_device(device), engine)
 
 
 def _manner(bundle: Bundle) -> str:

@@ -160,6 +160,17 @@ def test_a_refusal_that_all_share_is_told_once(scene, zygote, tmp_path):
     assert done[1].stderr == done[2].stderr == ""
 
 
+def test_a_bundle_that_is_damaged_in_the_library_is_told_of_once(scene, zygote, tmp_path):
+    """What a name leads to is looked up by all, and refused by all together."""
+    (tmp_path / "library" / "ours").mkdir(parents=True)
+    arguments = ["predict", str(scene.dicom), "--bundle", "ours", "--out", str(tmp_path / "out")]
+    started = ranks.start(zygote, [arguments] * 2, ICH_SEQ_WEIGHTS=str(tmp_path / "library"))
+    done = [zygote.wait(running) for running in started]
+    assert [d.code for d in done] == [2, 2], done
+    assert "weights add --replace" in done[0].stderr.replace("\n  ", " ")
+    assert done[1].stderr == ""
+
+
 def test_a_refusal_of_one_machine_names_it(scene, zygote, tmp_path):
     """A folder that only one process does not see ends all, and the first one says which process that is."""
     sound = scene.arguments("extract-features", tmp_path / "out")
@@ -297,19 +308,6 @@ def test_torchrun_leaves_the_bytes_of_one_process(scene, tmp_path, command):
     assert tree(tmp_path / "out") == tree(scene.root / RESULTS[command])
 
 
-def processes_of(command: Path) -> dict[str, int]:
-    """Return the processes whose command line names a path, by their rank."""
-    found = {}
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and os.fsencode(command) in (process / "cmdline").read_bytes():
-                words = (process / "environ").read_bytes().split(b"\0")
-                found |= {word.decode()[5:]: int(process.name) for word in words if word.startswith(b"RANK=")}
-        except OSError:
-            continue
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_torchrun_starts_a_group_again_that_lost_a_process(scene, tmp_path, command):
@@ -319,7 +317,7 @@ def test_torchrun_starts_a_group_again_that_lost_a_process(scene, tmp_path, comm
     with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         ranks.until((out / TURN).exists, 120)
         turn = (out / TURN).read_text()
-        os.kill(processes_of(out)["1"], signal.SIGKILL)
+        os.kill(ranks.processes_of(out)["1"], signal.SIGKILL)
         said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     assert turn

@@ -24,7 +24,7 @@ from torch import Tensor
 from ich_seq import ArtefactError
 from ich_seq.bundle import Calibrations, save_bundle
 from ich_seq.calibration import Calibration
-from ich_seq.config import AIR_HU, Slices
+from ich_seq.config import AIR_HU
 from ich_seq.contextual import Context, ContextualModel
 from ich_seq.encoder import HEAD, EncoderSpec, SliceEncoder, encoder_from
 from ich_seq.engines import Execution
@@ -159,7 +159,7 @@ def write_published(folder: Path, out: Path) -> str:
 def read_published(folder: Path) -> Published:
     """Read and check the published weights. Raises as `write_published` does."""
     config, hashes = _config(folder / CONFIG), _hashes(folder)
-    encoder = _encoder(folder / CLASSIFIER, config, hashes[CLASSIFIER])
+    encoder = _encoder(folder, config, hashes[CLASSIFIER])
     model = _model(folder / SEQUENCE, config, hashes[SEQUENCE])
     shares = Calibrations(slices=_share(config.slice_blend_alphas), studies=_share(config.series_blend_alphas))
     return Published(
@@ -193,7 +193,11 @@ def _config(path: Path) -> _Config:
             raise ValueError("alphas lie in 0..1")
         return config
     except (OSError, ValueError, ValidationError) as error:
-        raise ArtefactError(f"{path} does not describe a model that can be taken over: {error}") from error
+        raise _not_taken_over(path, error) from error
+
+
+def _not_taken_over(config: Path, why: Exception) -> ArtefactError:
+    return ArtefactError(f"{config} does not describe a model that can be taken over: {why}")
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -215,30 +219,38 @@ def _has_list(folder: Path) -> bool:
     return (folder / CHECKSUMS).exists()
 
 
-def _encoder(path: Path, config: _Config, sha256: str) -> SliceEncoder:
+def _encoder(folder: Path, config: _Config, sha256: str) -> SliceEncoder:
+    path = folder / CLASSIFIER
     tensors = {_our_name(name): tensor.float() if tensor.is_floating_point() else tensor
                for name, tensor in read_tensors(path, sha256).items()}  # fmt: skip
+    weights = {
+        "weights": f"{SOURCE}, {CLASSIFIER}, SHA-256 {sha256}",
+        "sha256": sha256_bytes(tensor_bytes(tensors)),
+    }
+    try:
+        spec = EncoderSpec.from_json(_shown(config) | weights)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise _not_taken_over(folder / CONFIG, error) from error
+    return encoder_from(spec, tensors, path)
+
+
+def _shown(config: _Config) -> dict[str, Any]:
+    """Return of an encoder's record what the network is and what it is shown."""
     shown, reach = config.input, config.input.adjacent_slices // 2
     span = shown.normalization.output_max - shown.normalization.output_min
-    slices = Slices(
-        size=shown.height,
-        field_mm=FIELD_MM,
-        windows_hu=tuple((window.center, window.width) for window in shown.windows),
-        neighbours=tuple(range(-reach, reach + 1)),
-    )
-    spec = EncoderSpec(
-        arch=config.architecture.slice_classifier,
-        weights=f"{SOURCE}, {CLASSIFIER}, SHA-256 {sha256}",
-        sha256=sha256_bytes(tensor_bytes(tensors)),
-        mean=(-shown.normalization.output_min / span,),
-        std=(1 / span,),
-        dim=config.pooled_feature_dimension,
-        head=True,
-        air_beyond=True,
-        late_pool=True,
-        **slices.model_dump(),
-    )
-    return encoder_from(spec, tensors, path)
+    return {
+        "arch": config.architecture.slice_classifier,
+        "size": shown.height,
+        "field_mm": FIELD_MM,
+        "windows_hu": [(window.center, window.width) for window in shown.windows],
+        "neighbours": list(range(-reach, reach + 1)),
+        "mean": [-shown.normalization.output_min / span],
+        "std": [1 / span],
+        "dim": config.pooled_feature_dimension,
+        "head": True,
+        "air_beyond": True,
+        "late_pool": True,
+    }
 
 
 def _our_name(theirs: str) -> str:

@@ -220,6 +220,10 @@ def test_two_imports_give_the_same_bytes(given, bundle, tmp_path):
         {"series_baseline_aggregation": "mean"},
         {"pooled_feature_dimension": 65},
         {"long_series_inference_default": "full"},
+        {"input": {"height": 16, "width": 16}},
+        {"input": {"windows": [{"center": 40, "width": 0.5}]}},
+        {"input": {"normalization": {"input_min": 0, "input_max": 1, "output_min": 1, "output_max": 1}}},
+        {"input": {"normalization": {"input_min": 0, "input_max": 1, "output_min": 0, "output_max": 1e9}}},
     ],
 )
 def test_a_config_that_asks_for_something_else_is_refused(copy, change, tmp_path):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ich_seq import bundle, cnn_run, store
 from ich_seq.config import Augment, Cnn, Encoder, Rnn, Slices, Train
+from ich_seq.contextual import Context
 from ich_seq.encoder import EncoderSpec
 from ich_seq.engines import Execution
 from ich_seq.labels import LABELS
@@ -159,12 +160,20 @@ class BundledFile(Record):
 
 
 class SequenceModels(Record):
-    """The sequence models: their settings, the width D of the embeddings they read, their files."""
+    """The sequence models of train-rnn: their settings, the width D of the embeddings they read, their files."""
 
     kind: Literal["correction"]
-    """What they are; "contextual", of bundles made of others' weights, has other settings."""
     dim: Count
     config: Rnn
+    files: list[BundledFile]
+
+
+class ContextualModels(Record):
+    """The sequence models of weights that others published, in the same words."""
+
+    kind: Literal["contextual"]
+    dim: Count
+    config: Context
     files: list[BundledFile]
 
 
@@ -228,8 +237,29 @@ class Training(Record):
     labels_sha256: Sha256
 
 
+class TheirFigures(Record):
+    """Areas under the curve, as the authors give them."""
+
+    data: str
+    slice_auc: ByLabel[Share]
+    study_auc: ByLabel[Share]
+
+
+class Published(Record):
+    """Whose weights they are; `differences` are sentences about what is done otherwise here."""
+
+    source: str
+    licence: str
+    revision: str
+    sha256: dict[str, Sha256]
+    training_data: str
+    figures_of_its_authors: TheirFigures | None
+    """Null for weights of another revision than that which they are of."""
+    differences: list[str]
+
+
 class Card(Record):
-    """bundle.json: the model card."""
+    """bundle.json: the model card. A bundle of train-rnn has `training`, one of others' weights `published`."""
 
     schema_: str = marked(bundle.SCHEMA)
     version: str
@@ -237,9 +267,12 @@ class Card(Record):
     labels: list[str] = Field(json_schema_extra={"const": list(LABELS)})
     encoders: list[BundledEncoder]
     execution: Execution
-    rnn: SequenceModels
+    rnn: SequenceModels | ContextualModels
     calibration: Calibrations
-    familiar: Familiar
+    familiar: Familiar | None
+    """Null where nothing tells what the training data were like."""
     operating_points: OperatingPoints = ABSENT
-    training: Training
-    figures: dict[Literal["constant", "position", "cnn", "slice_logistic", "rnn", "blend"], Figures]
+    training: Training = ABSENT
+    figures: dict[Literal["constant", "position", "cnn", "slice_logistic", "rnn", "blend"], Figures] = ABSENT
+    """Out of fold; of a bundle of train-rnn."""
+    published: Published = ABSENT

@@ -13,12 +13,27 @@ import json
 import sys
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from ich_seq import UsageError, __version__
+from ich_seq import UsageError, __version__, export
 from ich_seq.analysis_records import Evaluation, Exploration
-from ich_seq.records import ABSENT, ByLabel, Card, CnnRun, Count, Figures, Files, Manifest, PredictRun, Record, Sha256
+from ich_seq.labels import LABELS
+from ich_seq.records import (
+    ABSENT,
+    ByLabel,
+    Calibrations,
+    Card,
+    CnnRun,
+    Count,
+    Figures,
+    Files,
+    Manifest,
+    PredictRun,
+    Record,
+    Sha256,
+    marked,
+)
 from ich_seq.tables import printable
 
 
@@ -87,6 +102,20 @@ class WatchOutput(Record):
     folder: str
 
 
+class WithoutResult(Record):
+    """A study that has no result, and why."""
+
+    fate: Literal["unusable", "failed"]
+    reason: str
+
+
+class WatchRun(PredictRun):
+    """run.json of watch: written anew after each study."""
+
+    without_result: dict[str, WithoutResult]
+    """By Study Instance UID."""
+
+
 class LibraryEntry(Record):
     """Weights of the library, and weights add --json."""
 
@@ -128,6 +157,35 @@ class ExportOutput(Record):
     furthest_from_its_network: dict[str, float]
 
 
+class ExportedSlices(Record):
+    """How the slices are made that an exported encoder takes."""
+
+    size: Count
+    field_mm: float
+    air_hu: float
+    neighbours: list[int]
+    beyond_the_ends: Literal["air", "the first or last slice"]
+    windows_hu_inside: list[tuple[float, float]]
+    """Level and width; the graph applies them itself."""
+
+
+class ExportedModel(Record):
+    """model.json of export: all that is not in the graphs."""
+
+    schema_: str = marked(export.SCHEMA)
+    version: str
+    bundle_card_sha256: Sha256
+    intended_use: str
+    labels: list[str] = Field(json_schema_extra={"const": list(LABELS)})
+    slices: ExportedSlices
+    encoders: list[str]
+    sequence_models: list[str]
+    largest_logit_of_a_study_by_its_slices: float | None
+    calibration: Calibrations
+    files: dict[str, Sha256]
+    furthest_from_its_network: dict[str, float]
+
+
 class EvaluateOutput(Evaluation):
     """evaluate --json: evaluation.json, and where it lies."""
 
@@ -144,9 +202,11 @@ class DemoOutput(Record):
 
 SCHEMAS: dict[str, type[Record]] = {
     "run": PredictRun,
+    "watch-run": WatchRun,
     "cnn-run": CnnRun,
     "manifest": Manifest,
     "bundle": Card,
+    "model": ExportedModel,
     "evaluation": Evaluation,
     "exploration": Exploration,
     "explore-output": ExploreOutput,
@@ -162,7 +222,8 @@ SCHEMAS: dict[str, type[Record]] = {
     "weights-verify-output": WeightsVerifyOutput,
     "export-output": ExportOutput,
 }
-"""Files by their name (that of train-cnn as cnn-run), what COMMAND --json prints as COMMAND-output."""
+"""Files by their name (run.json of watch as watch-run, of train-cnn as cnn-run), what COMMAND --json prints as
+COMMAND-output."""
 
 
 class _Generator(GenerateJsonSchema):

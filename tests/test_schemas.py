@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+import published_weights
 import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from ich_seq import UsageError
 from ich_seq.cli import cli
+from ich_seq.published import write_published
 from ich_seq.schemas import SCHEMAS, json_schema, main
 
 pytest_plugins = ["grounds"]
 
 RECORDS = {
     "run": "results/run.json",
+    "watch-run": "worklist/run.json",
+    "model": "exported/model.json",
     "cnn-run": "cnn/run.json",
     "manifest": "features/manifest.json",
     "bundle": "bundle/bundle.json",
@@ -67,7 +71,6 @@ def written(scene, zygote, tmp_path_factory) -> dict[str, Any]:
     for name, arguments in looks.items():
         folder = {"explore": "exploration", "evaluate": "evaluation"}[name]
         printed[name] = zygote.run([*arguments, "--out", str(out / folder), "--quiet", "--json"])
-    (scene.dicom / "bad.dcm").unlink()
     assert {name: done.code for name, done in printed.items()} == {
         "predict": 3, "train-cnn": 3, "extract-features": 3, "explore": 3, "train-rnn": 0, "evaluate": 0,
     }  # fmt: skip
@@ -77,6 +80,7 @@ def written(scene, zygote, tmp_path_factory) -> dict[str, Any]:
         ["watch", *scene.arguments("predict", out / "worklist")[1:], "--once", "--quiet-time", "0", "--json"]
     )
     outputs["watch-output"] = json.loads(watched.stdout.splitlines()[0])
+    (scene.dicom / "bad.dcm").unlink()
     return outputs | {name: json.loads((out / path).read_text()) for name, path in RECORDS.items()}
 
 
@@ -174,9 +178,24 @@ def test_what_the_demo_prints_is_as_described(tmp_path: Path) -> None:
     assert faults("demo-output", json.loads(done.stdout)) == []
 
 
+def test_the_card_of_weights_that_others_published_is_as_described(tmp_path: Path) -> None:
+    """Another kind of sequence models, nothing familiar and no training; figures of its authors, or of nobody."""
+    given = published_weights.write(
+        tmp_path / "given", arch="test_convnext", size=32, hidden=4, projection=6, attention=3
+    )
+    (tmp_path / "bundle").mkdir()
+    write_published(given, tmp_path / "bundle")
+    card = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    assert card["published"]["figures_of_its_authors"]
+    assert faults("bundle", card) == []
+    card["published"]["figures_of_its_authors"] = None
+    assert faults("bundle", card) == []
+    assert faults("bundle", card | {"rnn": card["rnn"] | {"kind": "correction"}})
+
+
 def test_schemas_are_printed_by_name() -> None:
     """`python -m ich_seq.schemas` lists them and prints one; another name is refused with those that there are."""
     assert main([]).splitlines() == list(SCHEMAS)
     assert json.loads(main(["bundle"])) == json_schema("bundle")
-    with pytest.raises(UsageError, match="no schema nonsense; known are run, cnn-run"):
+    with pytest.raises(UsageError, match="no schema nonsense; known are run, watch-run"):
         json_schema("nonsense")

@@ -26,6 +26,13 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)
 """How long processes that share out studies wait for the slowest: torchrun notices a dead one, not a clock."""
 
+PEER_MISSED = (
+    "Another process of this run has ended or cannot be reached: see what it said. Started again, by torchrun or by "
+    "you, train-cnn and extract-features go on where they ended and predict begins anew."
+)
+OF_GLOO = "gloo/transport"
+"""Stands in what gloo says of a connection: the place in its source."""
+
 POLL_S = 0.02
 AT_ONCE = 4096
 """Objects that travel in one message: a million headers would not fit into one beside what it is made of."""
@@ -176,17 +183,14 @@ def _peers_missed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OutputError(
-            "Another process of this run has ended or cannot be reached: see what it said. Started again, by torchrun "
-            "or by you, extract-features goes on where it ended and predict begins anew."
-        ) from error
+        raise OutputError(PEER_MISSED) from error
 
 
 @contextmanager
 def joined_group(device: torch.device) -> Iterator[Group]:
     """Join the processes that torchrun started to train one network: by NCCL on CUDA, by gloo on CPUs.
 
-    Raises OutputError if they do not reach each other.
+    Raises OutputError if they do not reach each other, now or while the block runs.
     """
     if _alone():
         yield Group()
@@ -194,6 +198,10 @@ def joined_group(device: torch.device) -> Iterator[Group]:
     _join("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:  # in the midst of a step of the training, where torch talks by itself
+        if not isinstance(error, dist.DistError) and OF_GLOO not in str(error):
+            raise
+        raise OutputError(PEER_MISSED) from error
     finally:
         dist.destroy_process_group()
 

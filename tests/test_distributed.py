@@ -21,7 +21,7 @@ import ranks
 import torch
 import torch.distributed as dist
 
-from ich_seq import UsageError, distributed
+from ich_seq import OutputError, UsageError, distributed
 from ich_seq.cnn_run import CURVES, ENCODER, FOLD, HELD_OUT, RUN, fold_folder
 from ich_seq.cnn_training import train_cnn
 from ich_seq.config import Config, load_config
@@ -154,10 +154,10 @@ def refuse(text: str) -> None:
     raise UsageError(text)
 
 
-@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
-def test_a_group_is_joined_and_left_whatever_happens(monkeypatch, device, backend):
-    """By what suits its device, under the name of this start."""
-    done = []
+@pytest.fixture
+def joining(monkeypatch) -> list[object]:
+    """The second of two processes, that meets nobody; gives how it joined and that it left."""
+    done: list[object] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(distributed, "_meeting", lambda *_: "this start")
@@ -165,12 +165,34 @@ def test_a_group_is_joined_and_left_whatever_happens(monkeypatch, device, backen
     monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("left"))
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    return done
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
+def test_a_group_is_joined_and_left_whatever_happens(joining, device, backend):
+    """By what suits its device, under the name of this start."""
     joined = []
     with suppress(ZeroDivisionError), joined_group(torch.device(device)) as group:
         joined.append(group)
         raise ZeroDivisionError
     assert joined == [Group(1, 2)]
-    assert done == [(backend, "PrefixStore"), "left"]
+    assert joining == [(backend, "PrefixStore"), "left"]
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        (RuntimeError("[/src/gloo/transport/tcp/pair.cc:544] Connection closed by peer"), OutputError),
+        (dist.DistBackendError("NCCL error: remote process exited"), OutputError),
+        (RuntimeError("shapes do not fit"), RuntimeError),
+    ],
+)
+def test_a_training_that_lost_a_process_is_no_bug_of_ours(joining, said, raised):
+    """What torch says in the midst of a step becomes a sentence with the remedy; any other error stays what it is."""
+    with pytest.raises(raised) as told, joined_group(torch.device("cpu")):
+        raise said
+    assert raised is RuntimeError or "train-cnn and extract-features go on" in str(told.value)
+    assert joining[-1] == "left"
 
 
 # Several processes
@@ -178,7 +200,7 @@ def test_a_group_is_joined_and_left_whatever_happens(monkeypatch, device, backen
 SHARING = """
 import os, sys
 import ich_seq.distributed
-from ich_seq import UsageError, distributed
+from ich_seq import UsageError
 from ich_seq.distributed import working_group
 def refuse(text):
     raise UsageError(text)
@@ -315,6 +337,7 @@ def test_torchrun_starts_a_training_again_that_lost_a_process(phantoms, together
         os.kill(ranks.processes_of(out)["1"], signal.SIGKILL)
         said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
+    assert "bug" not in said
     whole = fold_folder(together[0], 0)
     for name in (ENCODER, HELD_OUT, FOLD):
         assert (fold_folder(out, 0) / name).read_bytes() == (whole / name).read_bytes(), name

@@ -6,9 +6,10 @@ WORKDIR /source
 RUN python -m venv /opt/ich-seq
 COPY pyproject.toml README.md LICENSE ./
 COPY ich_seq ich_seq
+ARG EXTRAS=openvino
 # pip takes torch from the index that it is set to; a file of settings, if one is given, does not stay in the image.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/ich-seq/bin/pip install --no-cache-dir --disable-pip-version-check '.[openvino]'
+    /opt/ich-seq/bin/pip install --no-cache-dir --disable-pip-version-check ".[$EXTRAS]"
 
 FROM python:3.11-slim
 COPY --from=build /opt/ich-seq /opt/ich-seq

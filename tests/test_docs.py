@@ -154,6 +154,13 @@ def test_blocks_of_the_pages_are_what_they_say(page: Path) -> None:
         compile(block, page.name, "exec")
 
 
+def test_the_page_of_files_has_every_command_that_writes() -> None:
+    """And the library of weights, which lies elsewhere."""
+    page = (ROOT / "docs/reference/files.md").read_text()
+    writing = {name for name, command in cli.commands.items() if any("--out" in p.opts for p in command.params)}
+    assert set(re.findall(r"^## ([\w-]+)$", page, re.MULTILINE)) == writing - {"demo"} | {"weights"}
+
+
 def test_every_reason_has_a_remedy() -> None:
     """Troubleshooting says of each reason code what to do."""
     text = (ROOT / "docs/howto/troubleshooting.md").read_text()

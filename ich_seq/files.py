@@ -23,6 +23,7 @@ RESULTS = {
     "plan.json": "a run of train-cnn",
     "watch.jsonl": "results of watch",
     "slices.csv": "results of predict",
+    "bundle.json": "a bundle",
     "model.json": "a bundle that was exported",
 }
 """By which file a folder is known as the result of a command whose other files have names that others take too."""

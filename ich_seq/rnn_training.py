@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from ich_seq import ArtefactError, UsageError, __version__
 from ich_seq.baselines import by_position, constant, relative_positions
-from ich_seq.bundle import Calibrations, save_bundle
+from ich_seq.bundle import CARD, Calibrations, save_bundle
 from ich_seq.calibration import fit_calibration
 from ich_seq.cells import valid_steps
 from ich_seq.checkpoint import hash_of
@@ -25,7 +25,7 @@ from ich_seq.devices import choose_device
 from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder, with_head
 from ich_seq.engines import Execution
 from ich_seq.figures import Predicted, Truth, judge
-from ich_seq.files import locked_folder, make_folder, remove_folder, sha256_file, short_hash
+from ich_seq.files import locked_folder, make_folder, remove_folder, sha256_file, short_hash, spare_others
 from ich_seq.folded_studies import FoldedStudies, Folds
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.model import SequenceModel, ensemble_logits
@@ -68,9 +68,11 @@ def train_rnn(
     their mean. The figures come from doing the same once more for each fold, without that fold, and
     predicting it. No patient is ever on two sides; yet logits and embeddings of train-cnn that are learnt from come of
     networks that knew the patients judged, as nothing but a CNN for every pair of folds could avoid. A run that
-    was killed goes on where it was, and ends with the same bytes. Raises UsageError if too few studies have labels.
+    was killed goes on where it was, and ends with the same bytes. Raises UsageError if too few studies have labels, or
+    if `out` is the result of another command.
     """
     features, labels, out = Path(features), Path(labels), Path(out)
+    spare_others(out, CARD)
     config, processor = config or Config(), choose_device(device)
     store, truth = open_store(features), read_labels(labels)
     _check_encoders(store)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ich_seq import NothingUsableError
+from ich_seq import NothingUsableError, UsageError
 from ich_seq.bundle import Calibrations, save_bundle
 from ich_seq.calibration import Calibration
 from ich_seq.config import Rnn
@@ -199,6 +199,18 @@ def test_a_run_that_finds_nothing_leaves_no_report_of_another(run, tmp_path):
     with pytest.raises(NothingUsableError):
         run(root=tmp_path / "bad")
     assert tree(out).keys() == {"rejected.csv"}
+
+
+def test_the_bundle_s_own_folder_is_not_written_into(dicom, bundle, tmp_path):
+    """Nor is that of any other bundle, with a lock of its training or without; nothing there is changed."""
+    own, other = (Path(shutil.copytree(bundle, tmp_path / name)) for name in ("own", "other"))
+    (other / ".lock").touch()
+    before = tree(own)
+    for out in (own, other):
+        with pytest.raises(UsageError, match="holds a bundle, which this command would destroy; choose another --out"):
+            predict(dicom, own, out, device="cpu", workers=0)
+        assert tree(out) == before
+    assert not (own / ".lock").exists()
 
 
 def test_pages_below_the_input_are_no_input(dicom, bundle, tmp_path):

@@ -231,6 +231,21 @@ def test_labels_of_other_images_are_refused_with_the_first_names(given, write_la
     assert not (tmp_path / "out" / CARD).exists()
 
 
+@pytest.mark.parametrize("of", ["the store", "a run of train-cnn", "predict"])
+def test_results_of_another_command_are_not_written_into(given, tmp_path, of):
+    """Neither the store that is learnt from, nor other hours of work; nothing there is changed."""
+    if of == "the store":
+        store = out = Path(shutil.copytree(given[0], tmp_path / "store"))
+    else:
+        store, out = given[0], tmp_path / "out"
+        out.mkdir()
+        (out / {"a run of train-cnn": "plan.json", "predict": "slices.csv"}[of]).write_text("{}")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UsageError, match="which this command would destroy; choose another --out"):
+        train_rnn(store, given[1], out, CONFIG, device="cpu")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_too_few_patients_are_refused(make_study, write_store, write_labels, tmp_path):
     """Many studies of three patients make no four folds: refused before any training, with the remedy."""
     studies = [make_study(f"1.2.{i}", 3, patient=f"patient {i % 3}") for i in range(12)]

@@ -286,10 +286,9 @@ def finish_reading(
 
     counts, listed = summary.counts, printable(str(summary.out / "rejected.csv"))
     if counts.reasons:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
         click.echo(
-            f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected ({reasons}); "
-            f"{listed} lists each.",
+            f"Of {counts.files} files {counts.excluded} were excluded and {counts.rejected} rejected "
+            f"({counts.named_reasons}); {listed} lists each.",
             err=True,
         )
     if counts.lost_frames:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_seq import NothingUsableError, __version__, windows
+from ich_seq import __version__, windows
 from ich_seq.cnn_run import load_run
 from ich_seq.config import Config
 from ich_seq.devices import choose_workers, keep_memory
@@ -25,7 +25,7 @@ from ich_seq.readers import read_ahead, write_behind
 from ich_seq.reasons import Refused, Unused, unused_csv
 from ich_seq.shared_folder import Turn, held_together
 from ich_seq.shared_search import deal_studies
-from ich_seq.sources import Source, check_source, found_studies
+from ich_seq.sources import Source, check_source, found_studies, nothing_usable
 from ich_seq.store import MANIFEST, REJECTED, StoreWriter, StudyFeatures, encoder_file, part_journal
 from ich_seq.studies import Counts, Findings, Geometry, Study, account, common_normal, describe
 
@@ -218,7 +218,7 @@ def _close(
     if not counts.used:
         rejected = writer.root / REJECTED
         write_bytes(rejected, unused_csv(unused))
-        raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {rejected}.")
+        raise nothing_usable(counts, rejected)
     stored = [study for study in findings.studies if writer.has(keys[study.uid][0])]
     specs = {str(number): asdict(e.spec) for number, e in networks.embedders.items()}
     facts = {"encoders": specs, "execution": asdict(_execution(networks)), "counts": asdict(counts)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ich_seq import NothingUsableError, __version__
+from ich_seq import __version__
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_workers, keep_memory
 from ich_seq.dicom_results import DicomResults, NotWritten, ResultSource, check_can_write, clear_dicom_results
@@ -33,7 +33,7 @@ from ich_seq.report import (
 )
 from ich_seq.shared_folder import Turn, held_together
 from ich_seq.shared_search import deal_studies
-from ich_seq.sources import Source, check_source, found_studies
+from ich_seq.sources import Source, check_source, found_studies, nothing_usable
 from ich_seq.store import REJECTED
 from ich_seq.studies import Counts, Findings, Study, account
 from ich_seq.study_pages import StudyPages
@@ -155,7 +155,7 @@ def _write_results(
         unused, counts = account(findings, refused)
         write_bytes(out / REJECTED, unused_csv(unused))
         if not results:
-            raise NothingUsableError(f"None of the {counts.files} files is a usable CT slice; see {out / REJECTED}.")
+            raise nothing_usable(counts, out / REJECTED)
         write_studies(out / STUDIES, results)  # before slices.csv, which makes the folder readable
     if pages is not None:
         pages.write_worklist(results, counts)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ich_seq import UsageError
+from ich_seq import NothingUsableError, UsageError
 from ich_seq.dicom import UID_FORM
 from ich_seq.distributed import Group
 from ich_seq.files import short_hash
@@ -17,7 +17,7 @@ from ich_seq.inputs import Given, as_paths, check_input, list_files
 from ich_seq.progress import Progress
 from ich_seq.reasons import Unused
 from ich_seq.shared_search import find_together
-from ich_seq.studies import Findings
+from ich_seq.studies import Counts, Findings
 from ich_seq.tables import printable
 
 if TYPE_CHECKING:
@@ -72,6 +72,12 @@ def found_studies(
         if group.lead(lambda: bool(list_files(arrived.folder))):
             found = find(arrived.folder, skip=None)
         yield _with_unsent(found, arrived.unused) if group.writes else found
+
+
+def nothing_usable(counts: Counts, listed: Path) -> NothingUsableError:
+    """Return what to raise for a source without a usable slice, each file of which is `listed`."""
+    why = counts.named_reasons
+    return NothingUsableError(f"None of the {counts.files} files is a usable CT slice ({why}); see {listed}.")
 
 
 def _fetched(

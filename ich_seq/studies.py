@@ -115,6 +115,11 @@ class Counts:
     reasons: dict[str, int]
     lost_frames: int = 0
 
+    @property
+    def named_reasons(self) -> str:
+        """Return the reasons as a message names them: decode 1, other_file 2."""
+        return ", ".join(f"{reason} {n}" for reason, n in self.reasons.items())
+
 
 def find_studies(
     root: Given,

@@ -365,12 +365,11 @@ class _Watch:
                 number = self.journal.number_of(short_hash(study.patient_id))
                 predicted = study, replace(said, result=replace(said.result, patient=number))
         unused, counts = account(findings, refused)
-        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.reasons.items())
         record = Record(
             study_uid=task.study_uid,
             key=task.key,
             fate=UNUSABLE if predicted is None else PREDICTED,
-            reason=f"no usable slice ({reasons or 'no files'})" if predicted is None else "",
+            reason=f"no usable slice ({counts.named_reasons or 'no files'})" if predicted is None else "",
             counts=counts,
             result=None if predicted is None else predicted[1].result,
         )

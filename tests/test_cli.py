@@ -72,6 +72,7 @@ def test_a_folder_without_ct_ends_with_4_and_lists_every_file(tmp_path: Path) ->
     settings = ["--set", "slices.size=32", "--set", "encoder.weights=random"]
     result = run("extract-features", tmp_path / "in", "--out", tmp_path / "out", "--quiet", *settings)
     assert result.exit_code == 4
+    assert "None of the 2 files is a usable CT slice (not_dicom 1, other_file 1); see" in result.stderr
     listed = (tmp_path / "out" / "rejected.csv").read_text().splitlines()
     assert sorted(line.split(",")[:3] for line in listed[1:]) == sorted(
         [

@@ -336,6 +336,7 @@ def test_a_failed_run_leaves_no_older_results(bundle: Path, results: Path, tmp_p
         cli, ["predict", str(tmp_path / "in"), "--bundle", str(bundle), "--out", str(tmp_path / "out"), "--quiet"]
     )
     assert outcome.exit_code == 4
+    assert "None of the 1 files is a usable CT slice (other_file 1); see" in outcome.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} <= {"rejected.csv", ".lock"}
 
 

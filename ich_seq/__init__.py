@@ -16,7 +16,7 @@ feet to head. HU are Hounsfield units.
     |-- NothingUsableError      the input holds no study that can be read
     |-- ArtefactError           a store or bundle that is damaged or belongs to something else
     |-- OutputError             the output folder cannot be written
-    +-- ArchiveError            a DICOMweb archive cannot be reached, refuses us, or did not take all results
+    +-- ArchiveError            a DICOMweb archive cannot be reached, refuses us, has no study, or did not take all
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class OutputError(IchSeqError):
 
 
 class ArchiveError(IchSeqError):
-    """A DICOMweb archive that cannot be reached, refuses us, or did not take all that it was sent."""
+    """A DICOMweb archive that cannot be reached, refuses us, has no study, or did not take all that it was sent."""
 
     exit_code = 6
 

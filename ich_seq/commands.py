@@ -46,8 +46,8 @@ EXIT_CODES = """\b
 Exit codes: 0 all done; 1 a bug of ours; 2 a wrong setting or input; 3 done, but some
 files were rejected (see rejected.csv; under torchrun 0, as it takes 3 for a failure) or
 studies have no SR (see sr/not_written.csv); 4 nothing usable; 5 output or stdout cannot
-be written; 6 an archive cannot be reached, refuses, or did not take all results (which
-are in OUT); 129, 130, 143 interrupted."""
+be written; 6 an archive cannot be reached, refuses, has none of the studies, or did not
+take all results (which are in OUT); 129, 130, 143 interrupted."""
 
 
 def shortened(line: str) -> str:

@@ -89,8 +89,7 @@ def extract_features(
     """Embed every slice of `source` and write the feature store `out`; take up a broken run where it ended.
 
     `source` is one path or several (folders, files, zip archives, DICOMDIRs), or `sources.ArchivedStudies`, which are
-    fetched into `out` for the time of the run, each time anew (ArchiveError if none can be had, as `dicomweb.fetched`
-    tells).
+    fetched into `out` for the time of the run, each time anew (ArchiveError if none can be had).
     `cnn` is a folder of train-cnn: its networks are taken instead of the settings' encoder, for each
     study the one that did not learn from its patient, or all if none did. `engine` stands in for
     `config.extract.engine`. `workers` processes read headers and threads see to studies (None: one a core);
@@ -218,7 +217,7 @@ def _close(
     if not counts.used:
         rejected = writer.root / REJECTED
         write_bytes(rejected, unused_csv(unused))
-        raise nothing_usable(counts, rejected)
+        raise nothing_usable(unused, counts, rejected)
     stored = [study for study in findings.studies if writer.has(keys[study.uid][0])]
     specs = {str(number): asdict(e.spec) for number, e in networks.embedders.items()}
     facts = {"encoders": specs, "execution": asdict(_execution(networks)), "counts": asdict(counts)}

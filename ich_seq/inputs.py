@@ -20,7 +20,7 @@ Given = str | Path | Iterable[str | Path]
 """One path, or several."""
 
 MAX_NAMED = 3
-"""Inputs that a message names."""
+"""Inputs, or studies, that a message names."""
 
 
 class InputFile(NamedTuple):

@@ -74,7 +74,7 @@ def predict(
     """Predict every study of `source` and write studies.csv, slices.csv, submission.csv, rejected.csv, run.json.
 
     `source` is one path or several (folders, files, zip archives, DICOMDIRs), or `sources.ArchivedStudies`, which are
-    fetched into `out` for the time of the run (ArchiveError if none can be had, as `dicomweb.fetched` tells).
+    fetched into `out` for the time of the run (ArchiveError if none can be had).
 
     With `report` also pages to look at: report.html, and one a study in report/, with pictures of key slices. With `sr`
     also DICOM objects for an archive, which name the patient, in sr/: see `dicom_results`.
@@ -155,7 +155,7 @@ def _write_results(
         unused, counts = account(findings, refused)
         write_bytes(out / REJECTED, unused_csv(unused))
         if not results:
-            raise nothing_usable(counts, out / REJECTED)
+            raise nothing_usable(unused, counts, out / REJECTED)
         write_studies(out / STUDIES, results)  # before slices.csv, which makes the folder readable
     if pages is not None:
         pages.write_worklist(results, counts)

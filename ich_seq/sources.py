@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ich_seq import NothingUsableError, UsageError
+from ich_seq import ArchiveError, IchSeqError, NothingUsableError, UsageError
 from ich_seq.dicom import UID_FORM
 from ich_seq.distributed import Group
 from ich_seq.files import short_hash
-from ich_seq.inputs import Given, as_paths, check_input, list_files
+from ich_seq.inputs import MAX_NAMED, Given, as_paths, check_input, list_files
 from ich_seq.progress import Progress
-from ich_seq.reasons import Unused
+from ich_seq.reasons import Reason, Unused
 from ich_seq.shared_search import find_together
 from ich_seq.studies import Counts, Findings
 from ich_seq.tables import printable
@@ -74,8 +74,16 @@ def found_studies(
         yield _with_unsent(found, arrived.unused) if group.writes else found
 
 
-def nothing_usable(counts: Counts, listed: Path) -> NothingUsableError:
-    """Return what to raise for a source without a usable slice, each file of which is `listed`."""
+def nothing_usable(unused: Sequence[Unused], counts: Counts, listed: Path) -> IchSeqError:
+    """Return what to raise for a source without a usable slice; `unused` is all of it, and stands in the file `listed`.
+
+    An ArchiveError if an archive sent none of the studies: nothing is wrong with files then, there are none.
+    """
+    if unused and all(u.reason == Reason.NOT_FETCHED for u in unused):
+        told = [f"{u.study_uid}: {u.detail}" for u in unused[:MAX_NAMED]]
+        more = [f"and {len(unused) - MAX_NAMED} more"] if len(unused) > MAX_NAMED else []
+        first = f"None of the studies was fetched; see {listed}."
+        return ArchiveError("\n".join([first, *told, *more]))
     why = counts.named_reasons
     return NothingUsableError(f"None of the {counts.files} files is a usable CT slice ({why}); see {listed}.")
 

@@ -133,12 +133,51 @@ def test_a_study_that_the_archive_does_not_have_is_listed_and_counted(pacs, stud
     assert said["reasons"] == {"not_fetched": 1}
 
 
-def test_no_study_at_all_ends_with_4_and_says_why(pacs, bundle, tmp_path):
-    """The archive is there, and has none of them."""
-    end = predicted(bundle, tmp_path / "out", "--dicomweb", pacs, "--study", "1.2.998", "--study", "1.2.999")
-    assert end.exit_code == 4
-    assert "None of the 2 files is a usable CT slice" in end.stderr
-    assert [row["study_uid"] for row in rows_of(tmp_path / "out" / "rejected.csv")] == ["1.2.998", "1.2.999"]
+def extracted(out, *arguments):
+    chosen = [word for name in ("slices.size=32", "encoder.weights=random") for word in ("--set", name)]
+    return run("extract-features", *arguments, *chosen, "--out", out, "--device", "cpu", "--workers", 0, "--quiet")
+
+
+@pytest.mark.parametrize("command", ["predict", "extract-features"])
+def test_no_study_at_all_ends_with_6_and_says_why(command, bundle, tmp_path):
+    """The archive has none of them, or there is none at this URL: rejected.csv has what the message says."""
+    with serving(lambda request: request.say(404)) as (url, _):
+        asked = "--dicomweb", url, "--study", "1.2.998", "--study", "1.2.999"
+        out = tmp_path / "out"
+        end = predicted(bundle, out, *asked) if command == "predict" else extracted(out, *asked)
+    assert end.exit_code == 6, end.output
+    rows = rows_of(out / "rejected.csv")
+    assert sorted(row["study_uid"] for row in rows) == ["1.2.998", "1.2.999"]
+    assert f"None of the studies was fetched; see {out / 'rejected.csv'}." in end.stderr
+    for row in rows:
+        assert "does not have it (HTTP 404)" in row["detail"]
+        assert f"{row['study_uid']}: {row['detail']}" in end.stderr
+
+
+def test_of_many_studies_that_an_archive_does_not_have_the_first_are_told(pacs, bundle, tmp_path):
+    """By a real one; rejected.csv has all of them."""
+    asked = [word for number in range(5) for word in ("--study", f"1.2.99.{number}")]
+    end = predicted(bundle, tmp_path / "out", "--dicomweb", pacs, *asked)
+    assert end.exit_code == 6
+    assert end.stderr.count("does not have it (HTTP 404)") == 3
+    assert "and 2 more" in end.stderr
+    assert len(rows_of(tmp_path / "out" / "rejected.csv")) == 5
+
+
+def test_a_study_that_came_and_is_no_ct_ends_with_4(bundle, tmp_path, write_slice):
+    """The archive has done its part; that another study was not to be had does not change that."""
+    other = write_slice(tmp_path / "mr.dcm", StudyInstanceUID="1.2.997", Modality="MR").read_bytes()
+
+    def answer(request):
+        request.say_json([]) if request.is_search else (
+            request.say_parts(other) if "1.2.997" in request.path else request.say(404)
+        )
+
+    with serving(answer) as (url, _):
+        asked = "--dicomweb", url, "--study", "1.2.997", "--study", "1.2.998"
+        end = predicted(bundle, tmp_path / "out", *asked)
+    assert end.exit_code == 4, end.output
+    assert "None of the 2 files is a usable CT slice (not_ct 1, not_fetched 1)" in end.stderr
 
 
 def test_a_slice_of_another_study_is_counted_as_lost_and_never_predicted(folder, studies, bundle, tmp_path):

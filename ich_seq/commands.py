@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -313,23 +314,27 @@ def finish_predicting(summary: PredictionSummary, *, sr: bool, send: str | None,
             err=True,
         )
     more = {"dicom_results": len(summary.dicom_results), "not_written": len(summary.not_written)} if sr else {}
-    sent, trouble = ({}, None) if send is None else _sent(send, summary)
+    text, trouble = counted(summary), None
+    if send is not None:
+        line, sent, trouble = _sent(send, summary)
+        text, more = f"{text}\n{line}", more | sent
     lacking = bool(summary.not_written)
-    finish_reading(summary, counted(summary), more | sent, as_json=as_json, lacking=lacking, trouble=trouble)
+    finish_reading(summary, text, more, as_json=as_json, lacking=lacking, trouble=trouble)
 
 
-def _sent(url: str, summary: PredictionSummary) -> tuple[dict[str, Any], IchSeqError | None]:
-    """Store the DICOM results of a run in an archive; return what to tell of it, and what to raise in the end."""
+def _sent(url: str, summary: PredictionSummary) -> tuple[str, dict[str, Any], IchSeqError | None]:
+    """Store the DICOM results of a run in an archive; return a line and JSON to tell of it, and what to raise then."""
     from ich_seq.dicomweb import send
 
     out, files = summary.out, summary.dicom_results
     sent = send(url, files)
     refused = {path.relative_to(out).as_posix(): why for path, why in sent.refused}
+    line = f"{len(sent.stored)} of {len(files)} results stored in {urlsplit(url).netloc}"
     told = {"sent": {"stored": len(sent.stored), "refused": refused}}
     if not refused:
-        return told, None
+        return line, told, None
     lines = [f"{len(refused)} of {len(files)} results were not stored; they are in {out}:"]
-    return told, ArchiveError("\n".join([*lines, *(f"{name}: {why}" for name, why in refused.items())]))
+    return line, told, ArchiveError("\n".join([*lines, *(f"{name}: {why}" for name, why in refused.items())]))
 
 
 def finish(result: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from requests import Response
 
-from ich_seq.archive import CHUNK_BYTES, Archive, Fault, Unusable
+from ich_seq.archive import CHUNK_BYTES, GONE, NOT_FOUND, Archive, Fault, Unusable
 from ich_seq.dicom import UID_FORM, read_headers
 from ich_seq.dicom_files import MAX_FILE_BYTES
 from ich_seq.files import PARTIAL, read_whole, remove_folder, sha256_bytes, short_hash, writing
@@ -385,6 +385,9 @@ def _store(archive: Archive, instance: bytes, advance: Advance) -> None:
     answer = _answer(response)
     if failed := _items(answer, FAILED):
         raise archive.fault(f"did not store it: {_reason(failed[0])}", status=response.status_code)
+    if response.status_code in (NOT_FOUND, GONE):
+        told = f"takes no results at this URL (HTTP {response.status_code}); look at it"
+        raise archive.fault(told, status=response.status_code)
     response.raise_for_status()
     if not _items(answer, STORED_SOPS):
         raise archive.fault("does not say that it stored it", status=response.status_code)

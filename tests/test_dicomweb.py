@@ -677,6 +677,8 @@ def stow(failed=(), stored=("1.2.3",)):
         (200, {"00081199": "Testudo"}, "does not say that it stored it"),
         (200, b"[" * 100_000, "does not say that it stored it"),
         (403, b"Testudo", "HTTP 403"),
+        (404, b"Testudo", "takes no results at this URL (HTTP 404); look at it"),
+        (410, b"Testudo", "takes no results at this URL (HTTP 410); look at it"),
         (302, b"", "a redirection, which is not followed"),
         (500, b"Testudo", "fails (HTTP 500)"),
     ],

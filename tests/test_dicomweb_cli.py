@@ -431,12 +431,23 @@ def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bun
     with serving(answer) as (url, seen):
         end = predicted(bundle, done, tmp_path, "--send", url)
     assert end.exit_code == 6
-    assert end.stdout == f"1 studies, 9 files -> {done}\n"
+    assert end.stdout == f"1 studies, 9 files -> {done}\n2 of 3 results stored in {url.split('/')[2]}\n"
     assert f"1 of 3 results were not stored; they are in {done}:" in end.stderr
     assert "sr/b.dcm: The archive at" in end.stderr
     assert "does not take this SOP class (reason 0122)" in end.stderr
     assert len(seen) == 3
     assert len([*(done / "sr").iterdir()]) == 3
+
+
+def test_results_that_all_went_are_told_of(done, tmp_path, bundle):
+    """For people; --json has the same."""
+    stored = {"00081199": {"vr": "SQ", "Value": [{}]}}
+    with serving(lambda request: request.say_json(stored)) as (url, _):
+        end = predicted(bundle, done, tmp_path, "--send", url)
+        told = predicted(bundle, done, tmp_path, "--send", url, "--json")
+    assert (end.exit_code, end.stderr) == (0, "")
+    assert end.stdout == f"1 studies, 9 files -> {done}\n3 of 3 results stored in {url.split('/')[2]}\n"
+    assert json.loads(told.stdout)["sent"] == {"stored": 3, "refused": {}}
 
 
 def test_results_that_an_archive_does_not_take_from_a_watch_end_it_with_6(bundle, tmp_path):

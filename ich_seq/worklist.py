@@ -59,6 +59,15 @@ OURS = re.compile(r"\.?[0-9a-f]{16}")
 PREDICTED, UNUSABLE, FAILED = "predicted", "unusable", "failed"
 """What becomes of a study: it has a result, none of its files is a usable slice, or it could not be worked through."""
 
+CHOICES = {
+    "card_sha256": "another bundle",
+    "execution": "another engine",
+    "phi": "another choice of --phi",
+    "report": "another choice of --report",
+    "sr": "another choice of --sr",
+}
+"""What all studies of a worklist are made with, and what is said where it is not the same."""
+
 Also = Callable[[Path, Study, StudyPrediction], object]
 """Writes more results of a study into its folder."""
 
@@ -245,10 +254,10 @@ class Worklist:
         """
         try:
             told = read_json(folder / RECORD)
-            if told["schema"] != SCHEMA or told["made_with"] != self._made_with:
+            if other := "another version" if told["schema"] != SCHEMA else _other(told["made_with"], self._made_with):
                 raise UsageError(
-                    f"{self.out} holds studies that another bundle, engine or version, or other choices of --phi, --sr "
-                    "and --report, made; choose another --out."
+                    f"{self.out} holds studies that were made with {other}; go on with what they were made with, or "
+                    "choose another --out."
                 )
             record, hashes = _record(told["record"]), _hashes(folder)
             unharmed = all(hashes.get(name) == sha256 for name, sha256 in told["sha256"].items())
@@ -257,6 +266,12 @@ class Worklist:
         except OSError as error:
             raise OutputError(f"Cannot read {folder}: {error.strerror}. Mend or remove it.") from error
         return record if unharmed and folder.name == short_hash(record.study_uid) else None
+
+
+def _other(made_with: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return in words where that with which studies were made is not what it is `now`; nothing if it is the same."""
+    words = [word for name, word in CHOICES.items() if made_with.get(name) != now[name]]
+    return ", ".join(words) or ("another version" if made_with != now else "")
 
 
 def _hashes(folder: Path) -> dict[str, str]:

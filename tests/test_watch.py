@@ -363,10 +363,14 @@ def test_a_worklist_is_of_one_watch_one_bundle_and_one_way_to_name_things(root, 
     with pytest.raises(UsageError, match="results of watch"):
         predict(root, bundle, tmp_path / "out", device="cpu", workers=0)
     other = write_tiny_bundle(tmp_path / "other", seed=1)
-    with pytest.raises(UsageError, match="choose another --out"):
+    with pytest.raises(UsageError, match=r"made with another bundle, another choice of --report; .* another --out"):
         watch(root, other, tmp_path / "out", quiet_s=0, once=True, device="cpu")
-    for shown in (Pages(phi=True, report=False), Pages()):
-        with pytest.raises(UsageError, match="choose another --out"):
+    for shown, what in (
+        (Pages(phi=True, report=False), "phi"),
+        (Pages(), "report"),
+        (Pages(report=False, sr=True), "sr"),
+    ):
+        with pytest.raises(UsageError, match=f"made with another choice of --{what}; .* choose another --out"):
             run(root, shown=shown)
 
 

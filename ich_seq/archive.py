@@ -193,7 +193,7 @@ def checked_url(url: str) -> str:
     except ValueError:
         plain = False
     if not plain or not url.isascii() or not url.isprintable() or " " in url or "?" in url or "#" in url:
-        raise UsageError("The URL of an archive is like https://pacs.example/dicom-web, without ? and #.")
+        raise UsageError("The URL of an archive is like https://pacs.example/dicom-web: http or https, no ? and #.")
     if "@" in parts.netloc:
         raise UsageError(f"No name or password in the URL of an archive; set {TOKEN}, or use ~/.netrc.")
     if parts.scheme == "http" and not _is_this_machine(parts.hostname or "") and (_token() or get_netrc_auth(url)):

@@ -201,8 +201,17 @@ send_option = click.option(
 )
 
 
+def is_url(path: Path) -> bool:
+    """Tell whether what was given as a path is a URL, of which a path has lost a slash."""
+    return str(path).lower().startswith(("http:/", "https:/")) and not path.exists()
+
+
 def read_source(dicom: tuple[Path, ...], dicomweb: str | None, studies: tuple[str, ...]) -> Source:
     """Return the one source that was given; click's UsageError says what is missing or too much."""
+    if dicomweb is None and any(map(is_url, dicom)):
+        raise click.UsageError(
+            "DICOM is files and folders; a URL is given by --dicomweb URL, with a --study UID or more."
+        )
     if dicomweb is None and dicom and not studies:
         return dicom
     if dicomweb is None or dicom or not studies:

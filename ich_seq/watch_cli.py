@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from ich_seq import ArchiveError
 from ich_seq.commands import (
@@ -19,6 +20,7 @@ from ich_seq.commands import (
     bundle_option,
     common,
     engine_option,
+    is_url,
     out_option,
     phi_option,
     report_option,
@@ -153,6 +155,12 @@ def _finish(summary: WatchSummary) -> NoReturn:
 def _source(folder: Path | None, dicomweb: str | None, out: Path, days: int, quiet_s: float) -> Path | Source:
     """Return the one source that was given."""
     if folder is not None and dicomweb is None:
+        if is_url(folder):
+            raise click.UsageError("FOLDER is a folder; a URL is given by --dicomweb URL.")
+        if click.get_current_context().get_parameter_source("days") is not ParameterSource.DEFAULT:
+            raise click.UsageError(
+                "--days is of the studies of an archive, --dicomweb; a folder is watched as a whole."
+            )
         return folder
     if folder is not None or dicomweb is None:
         raise click.UsageError("Give either FOLDER or --dicomweb URL.")

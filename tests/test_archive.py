@@ -57,8 +57,8 @@ def fault_of(url, **how):
     ],
 )
 def test_what_is_no_url_of_an_archive_is_refused(url):
-    """With an example of one."""
-    with pytest.raises(UsageError, match=r"is like https://pacs\.example/dicom-web"):
+    """With an example of one, and what it may begin with."""
+    with pytest.raises(UsageError, match=r"is like https://pacs\.example/dicom-web: http or https"):
         checked_url(url)
 
 

@@ -259,10 +259,33 @@ def test_either_a_folder_or_an_archive_is_asked_for(command, given, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["predict", "extract-features", "watch"])
+@pytest.mark.parametrize("url", ["http://pacs.example/dicom-web", "HTTPS://me:hush@pacs.example"])
+def test_a_url_in_the_place_of_a_folder_is_told_its_option(command, url, tmp_path):
+    """It is no path that cannot be read; nor is a password in it repeated."""
+    more = [] if command == "extract-features" else ["--bundle", "bundle"]
+    end = run(command, url, *more, "--out", tmp_path / "out")
+    assert end.exit_code == 2
+    assert "a URL is given by --dicomweb URL" in end.stderr
+    assert "hush" not in end.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_days_are_of_an_archive(bundle, tmp_path):
+    """Of a folder they would be ignored, and older studies be predicted against what was asked for."""
+    (tmp_path / "in").mkdir()
+    fixed = "--bundle", bundle, "--out", tmp_path / "out", "--once"
+    end = run("watch", tmp_path / "in", *fixed, "--days", 1)
+    assert end.exit_code == 2
+    assert "--days is of the studies of an archive, --dicomweb" in end.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("url", "uid", "told"),
     [
         ("pacs.example", "1.2.3", "is like https://pacs.example/dicom-web"),
+        ("ftp://pacs.example/", "1.2.3", "http or https"),
         ("https://me:hush@pacs.example", "1.2.3", "No name or password in the URL"),
         ("https://pacs.example", "../../admin", "no Study Instance UID"),
         ("https://pacs.example", "", "no Study Instance UID"),
@@ -339,8 +362,9 @@ def test_an_archive_s_study_goes_back_with_its_report(pacs, bundle, tmp_path):
 
 
 def watched(bundle, out, *arguments):
-    fixed = "--bundle", bundle, "--out", out, "--once", "--quiet-time", 0, "--every", 0.05, "--days", 2
-    return run("watch", *arguments, *fixed, "--device", "cpu", "--workers", 0, "--quiet", "--json")
+    fixed = "--bundle", bundle, "--out", out, "--once", "--quiet-time", 0, "--every", 0.05
+    days = ("--days", 2) if "--dicomweb" in arguments else ()
+    return run("watch", *arguments, *fixed, *days, "--device", "cpu", "--workers", 0, "--quiet", "--json")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -37,9 +36,11 @@ from ich_seq.dicom_files import (
 )
 from ich_seq.elements import (
     TAG_NUMBERS,
+    UID_FORM,
     numbers,
     once,
     optional_whole,
+    plain_uid,
     raw_value,
     required,
     required_whole,
@@ -59,9 +60,6 @@ CT_CLASSES = {CTImageStorage, *MULTI_FRAME_CLASSES, ""}
 
 SECONDARY_CAPTURE_ROOT = "1.2.840.10008.5.1.4.1.1.7"
 LOCALIZER_WORDS = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW", "TOPOGRAM"}
-UID_FORM = re.compile("[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
-"""Wider than DICOM's digits and dots, since anonymisers write all kinds of names: RSNA's are ID_..."""
-
 MAX_SIDE = 4096
 MIN_SIDE = 16
 MAX_POSITION_MM = 1e5
@@ -190,7 +188,7 @@ def _read_headers(path: Path, file: str, member: str) -> tuple[SliceHeader | Unu
             _check_kind(dataset)
             return (_locate_pixels(_slice_header(dataset, origin), content, end, _form(dataset)),)
         except Refused as refusal:
-            refusal.study_uid = _plain(text(dataset, "StudyInstanceUID"))
+            refusal.study_uid = plain_uid(dataset, "StudyInstanceUID")
             raise
 
 
@@ -268,7 +266,7 @@ def _frame_header(
         acquisition = whole(dataset, "FrameAcquisitionNumber")
         return replace(numbered, acquisition=acquisition, pixel_offset=first, pixel_end=last + last_length)
     except Refused as refusal:
-        refusal.study_uid = _plain(text(dataset, "StudyInstanceUID"))
+        refusal.study_uid = plain_uid(dataset, "StudyInstanceUID")
         return refusal.verdict(origin.file, number)
 
 
@@ -348,13 +346,9 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 
 def _uid_form(value: str, keyword: str) -> str:
-    if not _plain(value):
+    if not UID_FORM.fullmatch(value):
         raise Refused(Reason.UID, f"{keyword} is no identifier: 1 to 128 of letters, digits and . _ -")
     return value
-
-
-def _plain(uid: str) -> str:
-    return uid if UID_FORM.fullmatch(uid) else ""
 
 
 def scanner_name(maker: str, model: str) -> str:

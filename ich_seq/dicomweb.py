@@ -22,8 +22,9 @@ from typing import Any
 from requests import Response
 
 from ich_seq.archive import CHUNK_BYTES, GONE, NOT_FOUND, Archive, Fault, Unusable
-from ich_seq.dicom import UID_FORM, read_headers
+from ich_seq.dicom import read_headers
 from ich_seq.dicom_files import MAX_FILE_BYTES
+from ich_seq.elements import UID_FORM
 from ich_seq.files import PARTIAL, read_whole, remove_folder, sha256_bytes, short_hash, writing
 from ich_seq.multipart import Multipart, boundary_of
 from ich_seq.patience import Advance

@@ -54,6 +54,9 @@ ELSEWHERE = [
     "FrameAcquisitionNumber",
     "StackID",
     "TemporalPositionIndex",
+    "DirectoryRecordType",
+    "OffsetOfTheNextDirectoryRecord",
+    "OffsetOfReferencedLowerLevelDirectoryEntity",
     "ReferencedFileID",
     "RecordInUseFlag",
 ]
@@ -77,6 +80,9 @@ BINARY = {
 }
 """Elements that are two binary bytes where the file does not state another VR (PS3.6)."""
 
+
+UID_FORM = re.compile("[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+"""Wider than DICOM's digits and dots, since anonymisers write all kinds of names: RSNA's are ID_..."""
 
 DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 """PS3.5 6.2: a Decimal String; Python reads more than that as a number, such as 1_000."""
@@ -133,6 +139,12 @@ def text(dataset: Dataset, keyword: str) -> str:
         return raw.decode("utf-8").strip(" \0")
     except UnicodeDecodeError:  # other character sets are not looked up: nothing that is read here depends on them
         return raw.decode("latin-1").strip(" \0")
+
+
+def plain_uid(dataset: Dataset, keyword: str) -> str:
+    """Return an identifier that can stand in a table, a page or a command without harm; empty for anything else."""
+    value = text(dataset, keyword)
+    return value if UID_FORM.fullmatch(value) else ""
 
 
 def words(dataset: Dataset, keyword: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 from ich_seq import UsageError
 from ich_seq.archives import is_archive, member_names
 from ich_seq.dicom_files import opened, read_syntax, seek_dataset
-from ich_seq.dicomdir import Finder, named_files
+from ich_seq.dicomdir import Finder, NamedFile, named_files
 from ich_seq.reasons import Reason, Refused, Unused
 from ich_seq.streams import lenient
 
@@ -109,9 +109,9 @@ class _Below:
         name = self._name(path)
         return InputFile(path, self.called(f"{name}/{member}" if member else name), member)
 
-    def unused(self, path: Path, reason: Reason, detail: str) -> Unused:
+    def unused(self, path: Path, reason: Reason, detail: str, study_uid: str = "") -> Unused:
         """Return the verdict on a file of this input that is not read."""
-        return Unused(self.called(self._name(path)), reason, detail)
+        return Unused(self.called(self._name(path)), reason, detail, study_uid)
 
     def _name(self, path: Path) -> str:
         if path == self.root:
@@ -151,11 +151,11 @@ def _of_archive(below: _Below, path: Path) -> Iterator[InputFile | Unused]:
     yield from (below.source(path, member) for member in members)
 
 
-def _directory_of(path: Path) -> list[tuple[str, ...]] | Refused | None:
+def _directory_of(path: Path) -> list[NamedFile] | Refused | None:
     """Return what a DICOMDIR names, or why that cannot be told; None for any other file."""
     try:
         with lenient(), opened(path) as (stream, _, _):
-            return list(named_files(stream)) if _is_directory(stream, path) else None
+            return named_files(stream) if _is_directory(stream, path) else None
     except Refused as refusal:
         return refusal if refusal.reason is Reason.DAMAGED_HEADER else None
     except OSError as error:
@@ -176,18 +176,18 @@ def _is_directory(stream: BinaryIO, path: Path) -> bool:
     return False
 
 
-def _of_directory(below: _Below, index: list[tuple[str, ...]] | Refused) -> Iterator[InputFile | Unused]:
+def _of_directory(below: _Below, index: list[NamedFile] | Refused) -> Iterator[InputFile | Unused]:
     """Yield the DICOMDIR itself, which is no slice, and the files that it names."""
     if isinstance(index, Refused):
         yield below.unused(below.root, index.reason, index.detail)
         return
     yield below.unused(below.root, Reason.DICOMDIR, "A DICOMDIR; the files that it names were read.")
     finder = Finder(below.root.parent)
-    for parts in index:
+    for parts, study_uid in index:
         path = finder.find(parts)
         if path is None:
             detail = "The DICOMDIR names it, but it is not there, or would lie outside of its folder; copy the whole."
-            yield below.unused(below.root.parent / "\\".join(parts), Reason.MISSING_FILE, detail)
+            yield below.unused(below.root.parent / "\\".join(parts), Reason.MISSING_FILE, detail, study_uid)
         else:
             yield below.source(path)
 

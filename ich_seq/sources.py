@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich_seq import ArchiveError, IchSeqError, NothingUsableError, UsageError
-from ich_seq.dicom import UID_FORM
 from ich_seq.distributed import Group
+from ich_seq.elements import UID_FORM
 from ich_seq.files import short_hash
 from ich_seq.inputs import MAX_NAMED, Given, as_paths, check_input, list_files
 from ich_seq.progress import Progress

@@ -9,6 +9,7 @@ import struct
 import tempfile
 import time
 import zipfile
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,52 @@ def test_a_file_that_is_not_there_is_rejected(study, write_media, tmp_path):
     findings = find_studies(index)
     counts = account(findings, ())[1]
     assert (counts.files, counts.used, counts.excluded, counts.reasons["missing_file"]) == (5, 3, 1, 1)
+    (missing,) = (u for u in findings.unused if u.reason is Reason.MISSING_FILE)
+    assert missing.study_uid == findings.studies[0].uid
+
+
+def linked(*records: tuple[str, str, int | None, int | None]) -> bytes:
+    """A DICOMDIR of records as they lie: kind, file or study, and which of them is the next and the first below."""
+
+    def written(place):
+        return [
+            record(
+                "" if kind in ("STUDY", "SERIES") else name,
+                kind=kind,
+                study_uid=name if kind == "STUDY" else "",
+                next_at=place(next_one),
+                lower_at=place(lower),
+            )
+            for kind, name, next_one, lower in records
+        ]
+
+    starts = list(accumulate(map(len, written(lambda number: 0)), initial=len(dicomdir())))
+    return dicomdir(*written(lambda number: 0 if number is None else starts[number]))
+
+
+def test_a_missing_image_is_of_the_study_that_the_records_lead_to(tmp_path):
+    """Not of the one that happens to lie before it; rings end; what no study leads to, or is no image, is of none."""
+    content = linked(
+        ("IMAGE", "OF_8", 8, None),
+        ("STUDY", "1.2.7", 2, 3),
+        ("STUDY", "1.2.8", 1, 4),
+        ("SERIES", "", None, 5),
+        ("SERIES", "", None, 0),
+        ("IMAGE", "OF_7", 6, None),
+        ("IMAGE", "OF_7_TOO", 5, 1),
+        ("IMAGE", "OF_NONE", None, None),
+        ("SR DOCUMENT", "REPORT", None, None),
+        ("STUDY", "Testudo^no UID", None, 7),
+    )
+    (tmp_path / "DICOMDIR").write_bytes(content)
+    missing = [u for u in find_studies(tmp_path / "DICOMDIR").unused if u.reason is Reason.MISSING_FILE]
+    assert {u.file: u.study_uid for u in missing} == {
+        "OF_7": "1.2.7",
+        "OF_7_TOO": "1.2.7",
+        "OF_8": "1.2.8",
+        "OF_NONE": "",
+        "REPORT": "",
+    }
 
 
 LEAVING = [

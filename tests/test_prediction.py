@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydicom import config, dcmread
 
 from ich_seq import NothingUsableError, UsageError
 from ich_seq.bundle import Calibrations, save_bundle
@@ -219,6 +220,19 @@ def test_pages_below_the_input_are_no_input(dicom, bundle, tmp_path):
     first, again = (predict(root, bundle, root / "out", device="cpu", workers=0) for _ in range(2))
     assert first.counts == again.counts
     assert first.counts.files == sum(SLICES.values()) + 1
+
+
+def test_an_image_that_a_medium_lacks_is_a_lost_slice_of_its_study(run, dicom, write_media, tmp_path):
+    """Of that alone, so that nothing is called absent in it; the row of the missing file names it."""
+    index = write_media(sorted(dicom.glob("1.2*")), tmp_path / "media")
+    with config.disable_value_validation():
+        images = {path: dcmread(path).StudyInstanceUID for path in sorted((tmp_path / "media").rglob("IM*"))}
+    next(path for path, uid in images.items() if uid == "1.2.5").unlink()
+    out = run(root=index)
+    lost = {row["study_uid"]: row["lost_slices"] for row in rows_of(out / "studies.csv")}
+    assert lost == {"1.2.30": "0", "1.2.4": "0", "1.2.5": "1"}
+    told = [row["study_uid"] for row in rows_of(out / "rejected.csv") if row["reason"] == "missing_file"]
+    assert told == ["1.2.5"]
 
 
 def test_a_slice_that_cannot_be_read_is_told_of_and_not_shown(run, dicom, tmp_path, cut_frame):

@@ -103,14 +103,16 @@ def _put(content: bytes, folder: Path) -> None:
 # ---- DICOMDIR
 
 
-def record(file: str, *, next_at: int = 0, lower_at: int = 0, kind: str = "IMAGE") -> bytes:
+def record(file: str, *, next_at: int = 0, lower_at: int = 0, kind: str = "IMAGE", study_uid: str = "") -> bytes:
     """Return a directory record that refers to a file, and to other records by where they are."""
+    study = element(0x0020000D, "UI", study_uid.encode()) if study_uid else b""
     return item(
         element(0x00041400, "UL", struct.pack("<I", next_at))
         + element(0x00041410, "US", b"\xff\xff")
         + element(0x00041420, "UL", struct.pack("<I", lower_at))
         + element(0x00041430, "CS", kind.encode())
         + element(0x00041500, "CS", file.encode())
+        + study
     )
 
 

@@ -99,6 +99,30 @@ def test_a_page_finds_all_that_it_includes(page: str) -> None:
     assert "<!-- include" not in complete(written, page)
 
 
+def _anchors(text: str) -> set[str]:
+    """Return the anchors that a Git host gives the headings of a file."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+INCLUDES = [(page, found) for page in PAGES for found in INCLUDE.finditer((DOCS / page).read_text())]
+
+
+@pytest.mark.parametrize(("page", "found"), INCLUDES, ids=[f"{page}: {found['comment']}" for page, found in INCLUDES])
+def test_what_is_included_is_linked_for_who_reads_the_page_as_a_file(page: str, found: re.Match[str]) -> None:
+    """The link leads to the section, or to what the site's text is made of, and the site does not show it."""
+    path, _, anchor = (found["link"] or "").partition("#")
+    target = (DOCS / page).parent / path
+    assert path
+    assert target.exists()
+    if found["what"] not in site_pages.MADE:
+        assert target.resolve() == ROOT / found["what"]
+    if found["title"]:
+        assert _anchors(f"# {found['title']}") == {anchor}
+        assert anchor in _anchors(target.read_text())
+    assert complete(found[0], page) == complete(found["comment"], page)
+
+
 def test_references_hold_all_there_is() -> None:
     """Every setting with its meaning, every schema with its file, every recipe."""
     settings = site_pages.settings()

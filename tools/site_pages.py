@@ -3,6 +3,7 @@
 A page says `<!-- include README.md: Labels -->` for a section by its heading, with `, alone` for what stands above its
 first subheading and with `, table` for its first table alone; `<!-- include SECURITY.md -->` for a file; and
 `<!-- include settings -->`, `recipes`, `schemas`, `reasons` or `guide` for what the functions of these names make.
+Right before the comment stands a link to the section or file, for who reads the page as it is; the site drops it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs"
 GUIDE, GUIDE_RUN = ROOT / DOCS / "guide.py", ROOT / "build" / "guide" / "guide.ipynb"
 INCLUDE = re.compile(
-    r"^<!-- include (?P<what>[^:\n]+?)(: (?P<title>[^\n]+?)(, (?P<part>alone|table))?)? -->$", re.MULTILINE
+    r"^(\[[^\]\n]+\]\((?P<link>[^)\s]+)\)\s)?"  # not behind the comment: what stands behind one is no Markdown
+    r"(?P<comment><!-- include (?P<what>[^:\n]+?)(: (?P<title>[^\n]+?)(, (?P<part>alone|table))?)? -->)$",
+    re.MULTILINE,
 )
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
@@ -42,7 +45,7 @@ PAGES = {
 
 def complete(markdown: str, page: str) -> str:
     """Return a page with what it includes; `page` is its path below docs/. Raises ValueError for what is not there."""
-    own = relink(markdown, page, source=f"{DOCS}/{page}")
+    own = relink(INCLUDE.sub(r"\g<comment>", markdown), page, source=f"{DOCS}/{page}")
     return INCLUDE.sub(lambda found: _included(found, page), own)
 
 

@@ -1,4 +1,4 @@
-"""Slices as they might also have been taken: shifted, turned, mirrored, through another window.
+"""Slices as they might also have been taken: shifted, turned, mirrored, by another scanner, through another window.
 
 Everything random comes from the generator that is passed in, so a sample is known by its seed, whoever
 draws it: a resumed run and any number of workers or ranks see the same images.
@@ -19,6 +19,9 @@ from ich_seq.config import AIR_HU, Augment
 ERASED_AREA = (0.02, 0.15)
 ERASED_ASPECT = (0.4, 2.5)
 """Area of the erased rectangle as a share of the slice, and its height over its width (Zhong et al. 2020)."""
+
+LEAST_BLUR = 0.2
+"""Below this standard deviation, in pixels, a Gaussian gives a pixel's neighbours nothing (e^-12.5)."""
 
 
 def vary_slice(hu: Tensor, options: Augment, rng: np.random.Generator) -> Tensor:
@@ -51,6 +54,28 @@ def move(
         interpolation=InterpolationMode.BILINEAR,
     )
     return moved + AIR_HU
+
+
+def vary_scanner(hu: Tensor, options: Augment, rng: np.random.Generator, *, pixel_mm: float) -> Tensor:
+    """Show slices (J, S, S) HU as another scanner might: softer, then noisier, each by up to what is allowed.
+
+    The noise is white, and its own in each slice. It also hides that HU were rounded, as those of pictures are.
+    """
+    if options.blur_mm:
+        hu = _softened(hu, rng.uniform(0, options.blur_mm) / pixel_mm)
+    if options.noise_hu:
+        sigma = rng.uniform(0, options.noise_hu)
+        hu = hu + sigma * torch.from_numpy(rng.standard_normal(hu.shape, np.float32))
+    return hu
+
+
+def _softened(hu: Tensor, sigma_pixels: float) -> Tensor:
+    """Blur by a Gaussian, but for one that no pixel would notice."""
+    if sigma_pixels < LEAST_BLUR:
+        return hu
+    reach = math.ceil(3 * sigma_pixels)
+    softened: Tensor = functional.gaussian_blur(hu, [2 * reach + 1] * 2, [sigma_pixels] * 2)
+    return softened
 
 
 def vary_windows(

@@ -40,7 +40,7 @@ from ich_seq.novelty import Familiar
 from ich_seq.operating_points import NO_POINTS, OperatingPoints
 from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
-from ich_seq.weights import build_around, read_tensors, write_tensors
+from ich_seq.weights import build_around, halved, read_tensors, write_tensors
 
 SCHEMA = "ich-seq bundle 5"
 BEFORE = ("ich-seq bundle 4",)
@@ -128,22 +128,29 @@ def save_bundle(
     calibrations: Calibrations,
     familiar: Familiar | None,
     facts: dict[str, Any],
+    half: bool = False,
 ) -> None:
-    """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card."""
+    """Write a bundle; the card comes last and makes it whole. `facts` are JSON values for the card.
+
+    `half` writes the networks in half precision, in half the space; they are computed in single precision as others.
+    """
     _forget(root)
+    specs = []
     for k, encoder in enumerate(encoders):
-        save_encoder(encoder, root / encoder_file(k))
+        sha256 = save_encoder(encoder, root / encoder_file(k), half=half)
+        specs.append(replace(encoder.spec, sha256=sha256) if half else encoder.spec)
     rnns = []
     for k, model in enumerate(models):
         file = f"rnn-{k}.safetensors"
-        rnns.append({"file": file, "sha256": write_tensors(root / file, model.state_dict())})
+        tensors = halved(model.state_dict()) if half else model.state_dict()
+        rnns.append({"file": file, "sha256": write_tensors(root / file, tensors)})
     kind = CONTEXTUAL if isinstance(models[0], ContextualModel) else CORRECTION
     card = {
         "schema": SCHEMA,
         "version": __version__,
         "intended_use": INTENDED_USE,
         "labels": list(LABELS),
-        "encoders": [asdict(encoder.spec) | {"file": encoder_file(k)} for k, encoder in enumerate(encoders)],
+        "encoders": [asdict(spec) | {"file": encoder_file(k)} for k, spec in enumerate(specs)],
         "execution": asdict(execution),
         "rnn": {"kind": kind, "dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
         "calibration": {

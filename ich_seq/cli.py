@@ -26,6 +26,7 @@ from ich_seq.commands import (
     finish_predicting,
     finish_reading,
     labels_option,
+    name_shipped,
     name_unlabelled,
     out_option,
     phi_option,
@@ -40,10 +41,12 @@ from ich_seq.commands import (
     telling,
     workers_option,
 )
+from ich_seq.demo_cli import demo
 from ich_seq.signals import ended_by_signals
 from ich_seq.tables import printable
 from ich_seq.terminal import harmless_streams
 from ich_seq.watch_cli import watch
+from ich_seq.weight_library import is_shipped
 from ich_seq.weights_cli import export, weights
 
 
@@ -90,7 +93,13 @@ def explore(
 @dicom_argument
 @labels_option
 @out_option
-@click.option("--fold", default="all", show_default=True, metavar="all|K", help="Train every fold or one, from 0.")
+@click.option(
+    "--fold",
+    default="all",
+    show_default=True,
+    metavar="all|K|final",
+    help="Train every fold, one, from 0, or the final network.",
+)
 @click.option("--tensorboard", is_flag=True, help="Log to OUT/fold-K/tensorboard.")
 @phi_option
 @settings
@@ -115,12 +124,13 @@ def train_cnn(
     DICOM is folders, files, zip archives or DICOMDIRs.
     Each network learns from all folds but its own. Finished folds stay and a broken one goes on at its
     last state; under torchrun all processes train together. Afterwards extract-features --cnn OUT embeds
-    every study by a network that did not learn from its patient.
+    every study by a network that did not learn from its patient. --fold final adds the network for new patients, which
+    learns from all: a bundle then holds it alone, and predicts in a fraction of the time.
 
     \b
     ich-seq train-cnn stage_2_train --labels stage_2_train.csv --out cnn
     """
-    wanted = None if fold == "all" else read_fold("--fold", fold)
+    wanted = read_fold("--fold", fold)
     config = read_config(config_file, overrides)
     from ich_seq.cnn_training import train_cnn as run
     from ich_seq.figures import table
@@ -142,9 +152,11 @@ def train_cnn(
     if not speaks():
         return
     name_unlabelled(summary.unlabelled)
-    folds = ", ".join(map(str, summary.folds))
-    text = f"{table(summary.figures)}\nfolds {folds} of {config.cnn.folds} -> {printable(str(out))}"
-    finish_reading(summary, text, {"folds": summary.folds, "figures": summary.figures}, as_json=as_json)
+    folds = f"folds {', '.join(map(str, summary.folds))} of {config.cnn.folds}" if summary.folds else ""
+    trained = " and ".join(filter(None, [folds, "the final network" if summary.final else ""]))
+    judged = f"{table(summary.figures)}\n" if summary.figures else ""
+    more = {"folds": summary.folds, "final": summary.final, "figures": summary.figures}
+    finish_reading(summary, f"{judged}{trained} -> {printable(str(out))}", more, as_json=as_json)
 
 
 @cli.command()
@@ -212,12 +224,14 @@ def extract_features(
 @click.argument("features", type=Place())
 @labels_option
 @out_option
+@click.option("--predictions", type=Place(), help="Folder for the predictions out of fold, for evaluate.")
 @settings
 @common
 def train_rnn(
     features: Path,
     labels: Path,
     out: Path,
+    predictions: Path | None,
     config_file: Path | None,
     overrides: tuple[str, ...],
     device: str,
@@ -238,7 +252,7 @@ def train_rnn(
     from ich_seq.rnn_training import train_rnn as run
 
     with shown(quiet=quiet) as progress:
-        summary = run(features, labels, out, config, device=device, progress=progress)
+        summary = run(features, labels, out, config, predictions=predictions, device=device, progress=progress)
     name_unlabelled(summary.unlabelled)
     if summary.duplicate_label_rows:
         click.echo(f"Label rows that only repeat another: {summary.duplicate_label_rows}.", err=True)
@@ -300,6 +314,8 @@ def predict(
     ich-seq predict /data/incoming --bundle bundle --out results
     """
     source, sr = read_source(dicom, dicomweb, studies), sr or send is not None
+    if speaks() and is_shipped(bundle):
+        name_shipped()
     from ich_seq.prediction import predict as run
     from ich_seq.progress import shown
 
@@ -400,30 +416,7 @@ cli.add_command(weights)
 cli.add_command(export)
 
 
-@cli.command()
-@click.option("--out", default="demo", show_default=True, type=Place(), help="Folder to write.")
-@click.option(
-    "--studies", default=72, show_default=True, type=click.IntRange(min=8), help="Synthetic studies to train on."
-)
-@click.option("--seed", default=0, show_default=True, help="Another seed draws other studies.")
-@common
-@workers_option
-def demo(out: Path, studies: int, seed: int, device: str, workers: int | None, quiet: bool, as_json: bool) -> None:
-    """Run everything once on synthetic studies, in minutes and with no data of your own.
-
-    Draws head-CT phantoms as DICOM files, trains both stages, and predicts studies not trained on.
-    """
-    from ich_seq.demo import run_demo
-    from ich_seq.figures import table
-    from ich_seq.progress import shown
-
-    with shown(quiet=quiet) as progress:
-        summary = run_demo(out, studies=studies, seed=seed, device=device, workers=workers, progress=progress)
-    text = f"{table(summary.figures)}\n\n{summary.explanation}"
-    result = {"out": str(out), "figures": summary.figures, "explanation": summary.explanation}
-    finish(result, text, as_json=as_json)
-
-
+cli.add_command(demo)
 cli.add_command(watch)
 
 

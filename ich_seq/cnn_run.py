@@ -1,5 +1,7 @@
 """What train-cnn leaves on disk: a network a fold, and which patients each of them never saw.
 
+The final network, if it was trained, learnt from every patient. It stands as that of one fold more, which nobody is in.
+
 RUN/
     run.json       settings, data, figures, SHA-256 of the files below; written last, and anew after each fold
     folds.csv      study_uid, patient_key, fold: the fold whose network did not learn from the study
@@ -30,6 +32,8 @@ SCHEMA = "ich-seq cnn 1"
 PLAN = "plan.json"
 FOLDS_HEAD = ["study_uid", "patient_key", "fold"]
 MAX_FOLDS = 1000
+"""The most that cnn.folds may be; the final network stands as one more."""
+
 RUN, FOLDS, FOLD, ENCODER, HELD_OUT, CURVES = (
     "run.json",
     "folds.csv",
@@ -68,15 +72,21 @@ class CnnRun:
     fold_of_patient: dict[str, int]
     fold_of_study: dict[str, int]
 
+    @property
+    def final(self) -> int | None:
+        """Return the number of the network that learnt from every patient; None if it was not trained."""
+        after_the_last = 1 + max(self.fold_of_patient.values(), default=-2)
+        return after_the_last if after_the_last in self.results else None
+
     def networks_for(self, patient_key: str, study_uid: str) -> tuple[tuple[int, ...], bool]:
         """Return the networks that are to embed a study, and whether they learnt from its patient.
 
-        The one that did not see the patient; all of them for a patient that none of them saw; all, and
-        True, where the network that did not see the patient was not trained.
+        The one that did not see the patient; for a patient that none of them saw the final one, or all of them if
+        there is none; all, and True, where the network that did not see the patient was not trained.
         """
         fold = self.fold_of_patient.get(patient_key, self.fold_of_study.get(study_uid))
         if fold is None:
-            return tuple(self.results), False
+            return tuple(self.results) if self.final is None else (self.final,), False
         return ((fold,), False) if fold in self.results else (tuple(self.results), True)
 
     def load(self, number: int) -> SliceEncoder:
@@ -138,7 +148,7 @@ def load_run(root: Path) -> CnnRun:
     try:
         specs = {int(k): EncoderSpec.from_json(s) for k, s in zip(run["trained_folds"], run["encoders"], strict=True)}
         folds_sha256 = run["folds_sha256"]
-        if not specs or len(specs) < len(run["encoders"]) or not set(specs) <= set(range(MAX_FOLDS)):
+        if not specs or len(specs) < len(run["encoders"]) or not set(specs) <= set(range(MAX_FOLDS + 1)):
             raise ValueError("folds that are none, or named twice")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{path} cannot be read; train again.") from error

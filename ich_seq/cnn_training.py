@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,10 +36,10 @@ from ich_seq.config import Config
 from ich_seq.curves import draw_curves
 from ich_seq.devices import choose_device, choose_workers, keep_memory
 from ich_seq.distributed import Group, joined_group, local_device
-from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, load_encoder
+from ich_seq.encoder import EncoderSpec, SliceEncoder, SliceNetwork, build_encoder, load_encoder
 from ich_seq.figures import Predicted, Truth, judge
 from ich_seq.files import locked_folder, sha256_bytes, sha256_file, short_hash, spare_others, write_bytes
-from ich_seq.fitting import Fitted, Log, SliceNetwork, Task, fit, predict_rows, steps_an_epoch
+from ich_seq.fitting import Fitted, Log, Task, fit, predict_rows, steps_an_epoch
 from ich_seq.inputs import Given, as_paths, check_input
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.progress import Progress, silent
@@ -61,10 +61,11 @@ WATCHED = {True: "the fold that stops the training", False: "the fold held out"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CnnSummary:
-    """What a run of train-cnn did: where it lies, which folds are trained by now, and the figures out of fold."""
+    """What a run of train-cnn did: where it lies, what is trained by now, and the figures out of fold."""
 
     out: Path
     folds: tuple[int, ...]
+    final: bool
     studies: int
     slices: int
     unlabelled: tuple[str, ...]
@@ -93,7 +94,7 @@ def train_cnn(
     out: str | Path,
     config: Config | None = None,
     *,
-    fold: int | None = None,
+    fold: int | Literal["final"] | None = None,
     device: str = "auto",
     workers: int | None = None,
     tensorboard: bool = False,
@@ -103,11 +104,12 @@ def train_cnn(
     """Train the encoder on labelled slices in `root`, once for each patient fold (or for `fold` alone), into `out`.
 
     Each network learns from all folds but its own, which it then predicts; the figures are made of
-    these predictions. Finished folds stay, a broken one goes on at its last state, to the same bytes.
+    these predictions. The "final" one learns from all folds and is judged by none: it is for patients that nobody
+    saw. Finished folds stay, a broken one goes on at its last state, to the same bytes.
     rejected.csv names files only where `phi` asks for it, else a hash stands for each.
     Started by torchrun, all processes train each network together; `out` must be one folder for all.
-    Raises UsageError if no slice has labels, if there is no such fold, or if `out` is a run of other
-    settings or data.
+    Raises UsageError if no slice has labels, if there is no such fold, if `out` is a run of other
+    settings or data, or for a final network that is to stop early: it has no fold to stop on.
     """
     root, labels, out, config = as_paths(root), Path(labels), Path(out), config or Config()
     workers, folds = choose_workers(workers), _wanted(fold, config)
@@ -167,7 +169,11 @@ def _settings(config: Config) -> dict[str, Any]:
     return sections
 
 
-def _wanted(fold: int | None, config: Config) -> Sequence[int]:
+def _wanted(fold: int | Literal["final"] | None, config: Config) -> Sequence[int]:
+    if fold == "final":
+        if config.cnn.patience:
+            raise UsageError("The final network learns from every fold and has none to stop on; set cnn.patience to 0.")
+        return [config.cnn.folds]
     if fold is not None and not 0 <= fold < config.cnn.folds:
         raise UsageError(f"There is no fold {fold}: cnn.folds is {config.cnn.folds}, counted from 0.")
     return range(config.cnn.folds) if fold is None else [fold]
@@ -176,7 +182,10 @@ def _wanted(fold: int | None, config: Config) -> Sequence[int]:
 def _task(
     fold: int, data: Data, spec: EncoderSpec, config: Config, device: torch.device, group: Group, workers: int
 ) -> Task:
-    """Set a fold aside; with early stopping the next one too, so that the first stays unseen by every decision."""
+    """Set a fold aside; with early stopping the next one too, so that the first stays unseen by every decision.
+
+    The final network's is the fold after the last, which nobody is in.
+    """
     options = config.cnn
     stop = (fold + 1) % options.folds if options.patience else fold
     learn = [f for f in range(options.folds) if f not in (fold, stop)]
@@ -200,7 +209,8 @@ def _task(
 
 def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboard: bool, progress: Progress) -> None:
     """Train one fold and predict what it held out, unless that is done; the first process of a group writes."""
-    folder, stage = fold_folder(out, task.fold), f"training fold {task.fold}"
+    folder = fold_folder(out, task.fold)
+    stage = "training the final network" if task.fold == config.cnn.folds else f"training fold {task.fold}"
     with locked_folder(folder) if task.group.writes else nullcontext():
         if all(task.group.gather(read_fold(out, task.fold) is not None)):
             if task.group.writes:
@@ -209,7 +219,7 @@ def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboar
         encoder = build_encoder(config, drop_path=config.cnn.drop_path)
         with _log(folder / "tensorboard", wanted=tensorboard and task.group.writes) as log:
             fitted = fit(task, encoder, folder, log=log, progress=lambda done, total: progress(stage, done, total))
-        spec = _trained_spec(encoder.spec, task.fold, fitted)
+        spec = _trained_spec(encoder.spec, task, fitted)
         if task.group.writes:
             write_tensors(folder / ENCODER, fitted.tensors)
         task.group.wait()
@@ -223,10 +233,11 @@ def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboar
     task.group.wait()
 
 
-def _trained_spec(spec: EncoderSpec, fold: int, fitted: Fitted) -> EncoderSpec:
+def _trained_spec(spec: EncoderSpec, task: Task, fitted: Fitted) -> EncoderSpec:
+    learnt_from = f"all folds but {task.fold}" if len(task.watch) else "all patients"
     return replace(
         spec,
-        weights=f"train-cnn, all folds but {fold}, from {spec.weights}",
+        weights=f"train-cnn, {learnt_from}, from {spec.weights}",
         sha256=sha256_bytes(tensor_bytes(fitted.tensors)),
         head=True,
     )
@@ -262,9 +273,10 @@ def _sum_up(out: Path, data: Data, config: Config, group: Group) -> CnnSummary:
     Another process may end at the same time with another fold: the later one has to see both.
     """
     with locked_folder(out, wait_s=WAIT_S) if group.writes else nullcontext():
-        results = [r for f in range(config.cnn.folds) if (r := read_fold(out, f)) is not None]
+        results = [r for f in range(config.cnn.folds + 1) if (r := read_fold(out, f)) is not None]
         unused, counts = account(data.findings, tuple({u for r in results for u in r.refused}))
-        figures = _judge(out, data, [r.fold for r in results], config.cnn.seed)
+        folds = tuple(r.fold for r in results if r.fold < config.cnn.folds)
+        figures = _judge(out, data, folds, config.cnn.seed) if folds else {}
         if group.writes:
             write_bytes(out / REJECTED, unused_csv(unused))
             curves = {r.fold: r.curve for r in results}
@@ -272,7 +284,8 @@ def _sum_up(out: Path, data: Data, config: Config, group: Group) -> CnnSummary:
             save_run(out, results, _facts(data, config, counts, figures))
     return CnnSummary(
         out=out,
-        folds=tuple(r.fold for r in results),
+        folds=folds,
+        final=len(folds) < len(results),
         studies=len(data.slices.studies),
         slices=len(data.slices),
         unlabelled=data.unlabelled,

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -20,6 +20,7 @@ from ich_seq import ArchiveError, IchSeqError, UsageError, signals
 from ich_seq.signals import ENDED, GO_ON, INTERRUPTED
 from ich_seq.tables import printable
 from ich_seq.terminal import print_result
+from ich_seq.weight_library import SHIPPED
 
 if TYPE_CHECKING:
     from ich_seq.cnn_training import CnnSummary
@@ -158,7 +159,11 @@ workers_option = click.option(
 )
 labels_option = click.option("--labels", required=True, type=Place(), help="Slice labels, a CSV file.")
 bundle_option = click.option(
-    "--bundle", required=True, type=Place(), help="What train-rnn wrote, or a name of the library."
+    "--bundle",
+    default=SHIPPED,
+    show_default=True,
+    type=Place(),
+    help="What train-rnn wrote, a name of the library, or what comes with ich-seq.",
 )
 report_option = click.option(
     "--report/--no-report", default=True, show_default=True, help="Pages to look at: report.html."
@@ -259,11 +264,24 @@ def read_shares(given: tuple[str, ...]) -> dict[str, float]:
     return shares
 
 
-def read_fold(option: str, value: str) -> int:
-    """Return a fold's number."""
+def read_fold(option: str, value: str) -> int | Literal["final"] | None:
+    """Return a fold's number, "final", or None for all."""
+    if value == "all":
+        return None
+    if value == "final":
+        return "final"
     if not value.isdecimal():
-        raise click.BadParameter(f"{option} is a fold's number, from 0, or all; given: {printable(value)}")
+        raise click.BadParameter(f"{option} is a fold's number, from 0, all or final; given: {printable(value)}")
     return int(value)
+
+
+def name_shipped() -> None:
+    """Say on stderr that it is the bundle of the package that is to predict, and what that means."""
+    click.echo(
+        f"Predicted by {SHIPPED}, the bundle that comes with ich-seq: trained on 62 patients of one hospital, to "
+        "show how it works. Research use only; not a medical device. Your own: --bundle.",
+        err=True,
+    )
 
 
 def name_unlabelled(unlabelled: tuple[str, ...]) -> None:

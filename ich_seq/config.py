@@ -60,6 +60,8 @@ class Augment(Section):
     erase: float = Field(default=0.25, ge=0, le=1)
     window: float = Field(default=0.1, ge=0, lt=0.7)
     turn: float = Field(default=0.5, ge=0, le=1)
+    noise_hu: float = Field(default=0.0, ge=0, le=1000)
+    blur_mm: float = Field(default=0.0, ge=0, le=20)
 
 
 class Cnn(Section):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,21 @@ from ich_seq.devices import choose_workers
 from ich_seq.evaluation import evaluate, first_figures
 from ich_seq.exploration import explore
 from ich_seq.extraction import extract_features
+from ich_seq.inputs import Given
+from ich_seq.labels import LABELS
 from ich_seq.phantom import write_dataset
-from ich_seq.prediction import predict
+from ich_seq.prediction import PredictionSummary, predict
 from ich_seq.progress import Progress, silent
+from ich_seq.report import STUDIES
 from ich_seq.rnn_training import train_rnn
 from ich_seq.tables import printable
+from ich_seq.weight_library import shipped_folder
 
 MATRIX = 256
 TRAINED_PER_NEW = 3
 """One new study is drawn and predicted for so many trained on."""
+
+MOST_READ_OUT = 10
 
 SETTINGS = (
     "slices.size=96",
@@ -90,6 +98,29 @@ def run_demo(
     )
     figures = trained.figures | {"blend, new studies": first_figures(judged.evaluation)["blend"]}
     return DemoSummary(out=out, figures=figures, explanation=EXPLANATION.format(out=printable(str(out)), new=new))
+
+
+def run_real(
+    source: Given, out: Path, *, device: str = "auto", workers: int | None = None, progress: Progress = silent
+) -> PredictionSummary:
+    """Predict real studies by the bundle that comes with the package, into `out`.
+
+    Raises OutputError if `out` holds anything already, NothingUsableError if no file is a usable CT slice.
+    """
+    _refuse_full(out)
+    return predict(source, shipped_folder(), out, device=device, workers=workers, progress=progress)
+
+
+def read_out(summary: PredictionSummary) -> str:
+    """Return what a run of predict says of its likeliest studies, as text, and where to look at them."""
+    with (summary.out / STUDIES).open(newline="", encoding="utf-8") as file:
+        rows = list(itertools.islice(csv.DictReader(file), MOST_READ_OUT))
+    lines = [
+        f"study {number}, {row['slices']} slices:  " + "  ".join(f"{label} {float(row[label]):.2f}" for label in LABELS)
+        for number, row in enumerate(rows, start=1)
+    ]
+    more = [f"... and {summary.studies - len(rows)} less likely"] if summary.studies > len(rows) else []
+    return "\n".join([*lines, *more, f"look at {printable(str(summary.out / 'report.html'))}"])
 
 
 def _refuse_full(out: Path) -> None:

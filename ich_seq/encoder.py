@@ -19,7 +19,7 @@ from ich_seq import ArtefactError, UsageError, windows
 from ich_seq.config import Config, Slices
 from ich_seq.files import sha256_bytes, short_hash
 from ich_seq.labels import LABELS
-from ich_seq.weights import build_around, fill, read_tensors, tensor_bytes, write_tensors
+from ich_seq.weights import build_around, fill, halved, read_tensors, tensor_bytes, write_tensors
 
 HEAD = "slice_head."
 """Prefix of the slice head's tensors in an encoder's file; timm names nothing so."""
@@ -144,6 +144,19 @@ class SliceEncoder(nn.Module):
         return torch.addcmul(-self.mean / self.std, rows_last, 1 / self.std)
 
 
+class SliceNetwork(nn.Module):
+    """An encoder with its head, as it is trained: windowed slices in, logits out."""
+
+    def __init__(self, encoder: SliceEncoder, head: nn.Linear, dropout: float) -> None:
+        super().__init__()
+        self.encoder, self.head, self.dropout = encoder, head, nn.Dropout(dropout)
+
+    def forward(self, shown: Tensor) -> Tensor:
+        """Return the logits of M slices: (M, C, S, S) in [0, 1] -> (M, K) float32."""
+        logits: Tensor = self.head(self.dropout(self.encoder.embed_shown(shown)))
+        return logits.float()
+
+
 def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
     """Repeat the network's own three values (or one) over C channels, (1, C, 1, 1)."""
     return torch.tensor([values[c % len(values)] for c in range(channels)]).view(1, -1, 1, 1)
@@ -229,9 +242,10 @@ def encoder_tensors(encoder: SliceEncoder) -> dict[str, Tensor]:
     return encoder.network.state_dict() | {HEAD + name: tensor for name, tensor in head.items()}
 
 
-def save_encoder(encoder: SliceEncoder, path: Path) -> str:
-    """Write the encoder's weights as safetensors; return the file's SHA-256."""
-    return write_tensors(path, encoder_tensors(encoder))
+def save_encoder(encoder: SliceEncoder, path: Path, *, half: bool = False) -> str:
+    """Write the encoder's weights as safetensors, in half precision if so asked; return the file's SHA-256."""
+    tensors = encoder_tensors(encoder)
+    return write_tensors(path, halved(tensors) if half else tensors)
 
 
 def load_encoder(spec: EncoderSpec, path: Path) -> SliceEncoder:

@@ -49,11 +49,13 @@ class ExtractionSummary:
 class Networks:
     """The encoders of a run, by number, ready to work, and `choose`: which of them embed a study.
 
-    `choose` takes a patient key and a study UID, and tells too whether the networks learnt from the patient.
+    `choose` takes a patient key and a study UID, and tells too whether the networks learnt from the patient. `final` is
+    the one that is for new patients, if that is one of them.
     """
 
     embedders: dict[int, Embedder]
     choose: Callable[[str, str], tuple[tuple[int, ...], bool]]
+    final: int | None = None
 
     def of(self, study: Study) -> tuple[tuple[int, ...], bool]:
         """Return the numbers of the networks that are to embed a study, and whether they learnt from its patient."""
@@ -126,7 +128,8 @@ def open_networks(
     if cnn is None:
         return Networks({0: Embedder(build_encoder(config), execution, device)}, lambda patient, study: ((0,), False))
     run = load_run(Path(cnn))
-    return Networks({k: Embedder(run.load(k), execution, device) for k in run.results}, run.networks_for)
+    embedders = {k: Embedder(run.load(k), execution, device) for k in run.results}
+    return Networks(embedders, run.networks_for, run.final)
 
 
 def fill_store(
@@ -220,7 +223,8 @@ def _close(
         raise nothing_usable(unused, counts, rejected)
     stored = [study for study in findings.studies if writer.has(keys[study.uid][0])]
     specs = {str(number): asdict(e.spec) for number, e in networks.embedders.items()}
-    facts = {"encoders": specs, "execution": asdict(_execution(networks)), "counts": asdict(counts)}
+    made_by = {"encoders": specs, "final": networks.final, "execution": asdict(_execution(networks))}
+    facts = made_by | {"counts": asdict(counts)}
     files = [encoder_file(number) for number in networks.embedders]
     writer.close([key for study in stored for key in keys[study.uid]], unused_csv(unused), files, facts)
     in_sample = sum(networks.of(study)[1] for study in stored)

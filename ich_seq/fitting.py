@@ -46,7 +46,7 @@ from ich_seq.checkpoint import (
 from ich_seq.config import Augment, Cnn
 from ich_seq.devices import autocast
 from ich_seq.distributed import Group
-from ich_seq.encoder import EncoderSpec, SliceEncoder, encoder_tensors, new_head
+from ich_seq.encoder import EncoderSpec, SliceEncoder, SliceNetwork, encoder_tensors, new_head
 from ich_seq.labels import LABELS
 from ich_seq.metrics import log_loss_of_logits
 from ich_seq.model import weighted_losses
@@ -79,7 +79,7 @@ class Task:
     """What to train: the rows of `slices` to learn from and to watch, how, and on what.
 
     `fold` numbers the task among its like and moves its seeds. The watched rows never move a weight;
-    with `options.patience` they decide when to stop.
+    with `options.patience` they decide when to stop. There may be none.
     """
 
     fold: int
@@ -122,19 +122,6 @@ class Fitted:
     curve: list[dict[str, float]]
     epoch: int
     refused: tuple[Unused, ...]
-
-
-class SliceNetwork(nn.Module):
-    """An encoder with its head, as it is trained: windowed slices in, logits out."""
-
-    def __init__(self, encoder: SliceEncoder, head: nn.Linear, dropout: float) -> None:
-        super().__init__()
-        self.encoder, self.head, self.dropout = encoder, head, nn.Dropout(dropout)
-
-    def forward(self, shown: Tensor) -> Tensor:
-        """Return the logits of M slices: (M, C, S, S) in [0, 1] -> (M, K) float32."""
-        logits: Tensor = self.head(self.dropout(self.encoder.embed_shown(shown)))
-        return logits.float()
 
 
 def fit(task: Task, encoder: SliceEncoder, root: Path, *, log: Log, progress: Callable[[int, int], None]) -> Fitted:
@@ -266,20 +253,27 @@ class Training:
         task = self.task
         learnt = self.loss_sum / self.steps
         task.group.share(self.average)
-        logits, known, refused = predict_rows(self.average.module, task, task.watch, precision=task.options.precision)
-        self.refused |= refused
-        if not known.any():
-            raise UsageError(f"None of the {len(known)} slices to watch in {task.name} could be read; mend them.")
-        watched = _finite(log_loss_of_logits(logits[known], task.slices.targets[task.watch][known]), self.step)
-        self.curve.append({"epoch": len(self.curve) + 1, "learnt_loss": learnt, "watched_loss": watched})
+        self.curve.append({"epoch": len(self.curve) + 1, "learnt_loss": learnt})
         self.loss_sum = 0.0
         log("loss/learnt", learnt, self.step)
+        if not len(task.watch):
+            self.best_epoch = len(self.curve)
+            return
+        self.curve[-1]["watched_loss"] = watched = self._watched_loss()
         log("loss/watched", watched, self.step)
         if not task.options.patience:
             self.best_epoch = len(self.curve)
         elif not self.best_epoch or watched < self.curve[self.best_epoch - 1]["watched_loss"]:
             self.best_epoch = len(self.curve)
             self.best = {k: v.detach().cpu().clone() for k, v in self.average.module.state_dict().items()}
+
+    def _watched_loss(self) -> float:
+        task = self.task
+        logits, known, refused = predict_rows(self.average.module, task, task.watch, precision=task.options.precision)
+        self.refused |= refused
+        if not known.any():
+            raise UsageError(f"None of the {len(known)} slices to watch in {task.name} could be read; mend them.")
+        return _finite(log_loss_of_logits(logits[known], task.slices.targets[task.watch][known]), self.step)
 
     def save(self, root: Path) -> None:
         """Write the state; in a group the first process does, for all."""

@@ -110,6 +110,8 @@ class Manifest(Record):
     """Differs if any embedding could."""
     encoders: dict[str, EncoderSpec]
     """By number, which is that of network-NUMBER.safetensors; of train-cnn, the fold that it did not learn from."""
+    final: Count | None
+    """The number of the one that is for new patients, and alone goes into a bundle; null if all do."""
     execution: Execution
     counts: Files
     files: dict[str, Sha256]
@@ -131,7 +133,7 @@ class CnnRun(Record):
     version: str
     trained_folds: list[Count]
     encoders: list[EncoderSpec]
-    """Those of the trained folds, in their order."""
+    """Those of the trained folds, in their order. The fold after the last, in which nobody is, is the final network."""
     folds_sha256: Sha256
     labels_sha256: Sha256
     settings: CnnSettings
@@ -235,6 +237,10 @@ class Training(Record):
     """Sequence models that learnt nothing that held, and add nothing."""
     duplicate_label_rows: Count
     labels_sha256: Sha256
+    studies_in_sample: Count = ABSENT
+    """Those whose features came of an encoder that learnt from their patients, so that all figures are too good."""
+    final_encoder: bool = ABSENT
+    """Whether the encoder learnt from all patients; the figures are then of others, one a fold, made as it was."""
 
 
 class TheirFigures(Record):
@@ -258,6 +264,36 @@ class Published(Record):
     differences: list[str]
 
 
+class DrawnHeads(Record):
+    """The phantoms that the encoder learnt from first."""
+
+    studies: Count
+    seed: Count
+    matrix: Count
+
+
+class InputHashes(Record):
+    """The SHA-256 of what the recipe read: labels, DICOM files (of their `sha256sum`, by name), settings."""
+
+    labels: Sha256
+    dicom: Sha256
+    recipe: Sha256
+
+
+class Provenance(Record):
+    """Whence a bundle comes that tools/train_bundled.py made."""
+
+    data: str
+    citation: str
+    licence: str
+    recipe: str
+    phantoms: DrawnHeads
+    sha256_of_inputs: InputHashes
+    folds_sha256: Sha256
+    encoder_settings: CnnSettings
+    encoder_figures: dict[Literal["constant", "position", "cnn"], Figures]
+
+
 class Card(Record):
     """bundle.json: the model card. A bundle of train-rnn has `training`, one of others' weights `published`."""
 
@@ -276,3 +312,4 @@ class Card(Record):
     figures: dict[Literal["constant", "position", "cnn", "slice_logistic", "rnn", "blend"], Figures] = ABSENT
     """Out of fold; of a bundle of train-rnn."""
     published: Published = ABSENT
+    provenance: Provenance = ABSENT

@@ -59,6 +59,7 @@ def train_rnn(
     out: str | Path,
     config: Config | None = None,
     *,
+    predictions: str | Path | None = None,
     device: str = "auto",
     progress: Progress = silent,
 ) -> TrainingSummary:
@@ -68,12 +69,17 @@ def train_rnn(
     their mean. The figures come from doing the same once more for each fold, without that fold, and
     predicting it. No patient is ever on two sides; yet logits and embeddings of train-cnn that are learnt from come of
     networks that knew the patients judged, as nothing but a CNN for every pair of folds could avoid. A run that
-    was killed goes on where it was, and ends with the same bytes. Raises UsageError if too few studies have labels, or
-    if `out` is the result of another command.
+    was killed goes on where it was, and ends with the same bytes. These predictions out of fold are written into the
+    folder `predictions`, if one is named, for `evaluate`. Raises UsageError if too few studies have labels, or
+    if `out` or `predictions` is the result of another command.
     """
     features, labels, out = Path(features), Path(labels), Path(out)
     spare_others(out, CARD)
     config, processor = config or Config(), choose_device(device)
+    if predictions is not None:
+        from ich_seq.out_of_fold import check_place  # which knows what predict's tables are, and so of DICOM
+
+        check_place(Path(predictions), out)
     store, truth = open_store(features), read_labels(labels)
     _check_encoders(store)
     _refuse_in_sample(store, config.train)
@@ -83,13 +89,17 @@ def train_rnn(
     with locked_folder(out):
         states = _states_of(out, store, labels, config, processor)
         trainer = Trainer(config, processor, states, _counting(data, config.train, progress))
-        figures, points = _judge(data, trainer)
+        tested, said = _predict_out_of_fold(data, trainer)
+        if predictions is not None:
+            _write(Path(predictions), tested, said, base_name(data))
+        figures, points = _judge(data, tested, said, config.train.seed)
         ensemble = fit_ensemble(data, trainer)
         training = _describe(studies, store, config) | {
             "studies_without_labels": len(unlabelled),
             "networks_unchanged": sum(model.silent for model in ensemble.models),
             "duplicate_label_rows": truth.duplicate_rows,
             "labels_sha256": sha256_file(labels),
+            "final_encoder": store.manifest.get("final") is not None,
         }
         facts = {"training": training, "figures": figures, "operating_points": points.to_json()}
         _save(out, store, _heads(data, store), ensemble, _familiar(studies, store), facts)
@@ -152,9 +162,23 @@ def encoders_of(store: FeatureStore) -> dict[int, EncoderSpec]:
         raise ArtefactError(f"{store.root / MANIFEST} {told}") from error
 
 
+def bundled_encoders(store: FeatureStore) -> list[int]:
+    """Return the numbers of a store's encoders that new patients are embedded by: its final one, or all of them.
+
+    Raises ArtefactError for a final one that is none of them.
+    """
+    numbers, final = list(encoders_of(store)), store.manifest.get("final")  # which older stores lack
+    if final is None:
+        return numbers
+    if final not in numbers or type(final) is not int:
+        raise ArtefactError(f"{store.root / MANIFEST} names a final encoder that is not there; extract again.")
+    return [final]
+
+
 def _check_encoders(store: FeatureStore) -> None:
     """Raise ArtefactError now for encoders, or a record of how they ran, that could not go into the bundle."""
     specs = encoders_of(store)
+    bundled_encoders(store)
     for number, spec in specs.items():
         load_encoder(spec, store.root / encoder_file(number))
     if not specs or not store.studies["network"].isin(list(specs)).all():
@@ -262,11 +286,8 @@ def predict_ensemble(
     return {name: Predicted.joined(parts) for name, parts in said.items()}
 
 
-def _judge(data: FoldedStudies, trainer: Trainer) -> tuple[dict[str, Any], OperatingPoints]:
-    """Predict every fold by an ensemble and by baselines that never saw it, and put the figures side by side.
-
-    Beside them come the operating points of the blend, of the same predictions.
-    """
+def _predict_out_of_fold(data: FoldedStudies, trainer: Trainer) -> tuple[list[LabelledStudy], dict[str, Predicted]]:
+    """Predict every fold by an ensemble and by baselines that never saw it; return the studies too, in that order."""
     parts: list[dict[str, Predicted]] = []
     tested: list[LabelledStudy] = []
     for fold in sorted(data.numbers):
@@ -275,10 +296,22 @@ def _judge(data: FoldedStudies, trainer: Trainer) -> tuple[dict[str, Any], Opera
         ensemble = fit_ensemble(data, trainer, without=away)
         parts.append(_baselines(data, away, test) | predict_ensemble(ensemble, test, trainer.device))
         tested += test
-    predicted = {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
+    return tested, {name: Predicted.joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def _write(root: Path, studies: Sequence[LabelledStudy], said: Mapping[str, Predicted], base: str) -> None:
+    from ich_seq.out_of_fold import write_out_of_fold
+
+    with locked_folder(root):
+        write_out_of_fold(root, studies, {"blend": said["blend"], "cnn": said[base], "rnn": said["rnn"]})
+
+
+def _judge(
+    data: FoldedStudies, tested: Sequence[LabelledStudy], said: Mapping[str, Predicted], seed: int
+) -> tuple[dict[str, Any], OperatingPoints]:
+    """Put the figures of what was said out of fold side by side, and choose the operating points of the blend."""
     truth = Truth.of_studies([s.targets for s in tested], [s.features.patient_key for s in tested])
-    figures = judge(predicted, truth, seed=trainer.config.train.seed, against=base_name(data))
-    return figures, choose_points(predicted["blend"].studies, truth.studies)
+    return judge(said, truth, seed=seed, against=base_name(data)), choose_points(said["blend"].studies, truth.studies)
 
 
 def base_name(data: FoldedStudies) -> str:
@@ -314,6 +347,7 @@ def _stack_targets(studies: Sequence[LabelledStudy]) -> NDArray[np.uint8]:
 def _describe(studies: Sequence[LabelledStudy], store: FeatureStore, config: Config) -> dict[str, Any]:
     """Return what the card says of the training data and the settings."""
     positive = np.stack([s.targets.max(axis=0) for s in studies]).sum(axis=0)
+    known = set(store.in_sample())
     return {
         "studies": len(studies),
         "patients": len({s.features.patient_key for s in studies}),
@@ -321,6 +355,7 @@ def _describe(studies: Sequence[LabelledStudy], store: FeatureStore, config: Con
         "positive_slices": dict(zip(LABELS, _stack_targets(studies).sum(axis=0, dtype=int).tolist(), strict=True)),
         "positive_studies": dict(zip(LABELS, positive.astype(int).tolist(), strict=True)),
         "lengths": {str(n): c for n, c in sorted(Counter(len(s) for s in studies).items())},
+        "studies_in_sample": len(known.intersection(s.features.study_uid for s in studies)),
         "features_fingerprint": store.manifest["fingerprint"],
         "settings": {"rnn": config.rnn.model_dump(), "train": config.train.model_dump()},
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
@@ -328,8 +363,9 @@ def _describe(studies: Sequence[LabelledStudy], store: FeatureStore, config: Con
 
 
 def _heads(data: FoldedStudies, store: FeatureStore) -> list[SliceEncoder]:
-    """Return the store's encoders, each with a head: its own, or the classifier fitted on all folds."""
-    encoders = [load_encoder(spec, store.root / encoder_file(k)) for k, spec in encoders_of(store).items()]
+    """Return the encoders of the bundle, each with a head: its own, or the classifier fitted on all folds."""
+    specs = encoders_of(store)
+    encoders = [load_encoder(specs[k], store.root / encoder_file(k)) for k in bundled_encoders(store)]
     if data.has_head:
         return encoders
     return [
@@ -338,11 +374,16 @@ def _heads(data: FoldedStudies, store: FeatureStore) -> list[SliceEncoder]:
 
 
 def _familiar(studies: Sequence[LabelledStudy], store: FeatureStore) -> Familiar:
-    """Learn what embeddings are usual, from all studies trained on."""
+    """Learn what embeddings are usual, from all studies trained on.
+
+    For the final encoder, which knew them all, that is what the others make of studies that they did not know.
+    """
     made: dict[int, list[Any]] = {}
+    bundled = bundled_encoders(store)
     for study in studies:
-        made.setdefault(study.features.network, []).append(study.features.features)
-    return fit_familiar(made, list(encoders_of(store)))
+        number = study.features.network if len(bundled) > 1 else bundled[0]
+        made.setdefault(number, []).append(study.features.features)
+    return fit_familiar(made, bundled)
 
 
 def _save(

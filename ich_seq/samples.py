@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ich_seq import windows
-from ich_seq.augmentation import erase, vary_slice, vary_windows
+from ich_seq.augmentation import erase, vary_scanner, vary_slice, vary_windows
 from ich_seq.baselines import log_odds, relative_positions
 from ich_seq.config import Augment, Cnn
 from ich_seq.dicom import SliceHeader
@@ -179,6 +179,7 @@ class SliceDataset(Dataset[Sample]):
         if rng is None:
             return windows.apply(hu[None], self.spec.windows_hu)[0]
         moved = vary_slice(hu, self.augment, rng)
+        moved = vary_scanner(moved, self.augment, rng, pixel_mm=self.spec.field_mm / self.spec.size)
         shown = windows.apply(moved[None], vary_windows(self.spec.windows_hu, self.augment, rng))[0]
         return erase(shown, self.augment, rng)
 

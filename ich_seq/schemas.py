@@ -51,9 +51,10 @@ class ExploreOutput(ReadingOutput):
 
 
 class TrainCnnOutput(ReadingOutput):
-    """train-cnn --json: the folds trained by now, and figures out of fold."""
+    """train-cnn --json: the folds trained by now, whether the final network is too, and figures out of fold."""
 
     folds: list[Count]
+    final: bool
     figures: dict[Literal["constant", "position", "cnn"], Figures]
 
 
@@ -193,7 +194,7 @@ class EvaluateOutput(Evaluation):
 
 
 class DemoOutput(Record):
-    """demo --json."""
+    """demo --json; with --real it prints what predict does."""
 
     out: str
     figures: dict[str, Figures]

@@ -21,6 +21,7 @@ from ich_seq.commands import (
     common,
     engine_option,
     is_url,
+    name_shipped,
     out_option,
     phi_option,
     report_option,
@@ -30,6 +31,7 @@ from ich_seq.commands import (
 )
 from ich_seq.tables import printable
 from ich_seq.terminal import print_result
+from ich_seq.weight_library import is_shipped
 
 if TYPE_CHECKING:
     from ich_seq.incoming import Source
@@ -115,6 +117,8 @@ def watch(
     from ich_seq.worklist import Pages
 
     source = _source(folder, dicomweb, out, days, quiet_s)
+    if is_shipped(bundle):
+        name_shipped()
     with shown(quiet=quiet) as progress:
         summary = run(
             source,

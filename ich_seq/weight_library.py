@@ -40,6 +40,9 @@ SCHEMA = "ich-seq weights 1"
 RECORD, ENCODER_FILE, CARD_FILE = "weights.json", "encoder.safetensors", "bundle.json"
 ENCODER, BUNDLE = "encoder", "bundle"
 PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+SHIPPED = "ct-ich"
+"""The name of the bundle that lies in the package, in bundles/ct-ich: of 62 patients, for a first look."""
+
 SPOKEN_FOR = ("imagenet", "random", "hub")
 """What encoder.weights means by these words is no entry."""
 
@@ -79,7 +82,22 @@ def checked_name(name: str) -> str:
         )
     if name in SPOKEN_FOR:
         raise UsageError(f"{name} means something else as encoder.weights; choose another name.")
+    if name == SHIPPED:
+        raise UsageError(f"{name} is the bundle that comes with ich-seq; choose another name.")
     return name
+
+
+def is_shipped(given: Path) -> bool:
+    """Tell whether the bundle that comes with the package is meant: by its name, unless a file or folder has it."""
+    return str(given) == SHIPPED and not os.path.lexists(given)
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the bundle that comes with the package. Raises UsageError if this installation lacks it."""
+    folder = Path(__file__).with_name("bundles") / SHIPPED
+    if not (folder / CARD_FILE).is_file():
+        raise UsageError(f"This installation of ich-seq lacks its bundle {SHIPPED}; install it again, or name another.")
+    return folder
 
 
 def names(root: Path) -> list[str]:
@@ -149,10 +167,17 @@ def encoder_of_library(name: str, arch: str) -> tuple[Path, str] | None:
 
 
 def bundle_folder(given: Path) -> Path:
-    """Return the folder of a bundle: the one given, or if there is none the library's entry of this name.
+    """Return the folder of a bundle: the one given, or if there is none that of this name, the package's or library's.
 
     Raises UsageError if that is no bundle, ArtefactError if its card is not the one that was added.
     """
+    if is_shipped(given):
+        return shipped_folder()
+    if str(given) == SHIPPED and not os.path.lexists(given / CARD_FILE):
+        raise UsageError(
+            f"What is called {SHIPPED} in this folder is no bundle, and hides the one that comes with ich-seq; start "
+            "ich-seq in another folder, or name a bundle by its path."
+        )
     if os.path.lexists(given) or (found := find(str(given))) is None:
         return given
     entry, folder = found

@@ -142,8 +142,9 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[s
 def build_around(build: Callable[[], Network], tensors: Mapping[str, Tensor], path: Path) -> Network:
     """Build a network whose state are the tensors of a file, all of them. Raises ArtefactError if they do not fit it.
 
-    It is built without memory first, since a record may describe one of any size.
+    It is built without memory first, since a record may describe one of any size. Half precision is for files alone.
     """
+    tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
     with torch.device("meta"):
         wanted = build().state_dict()
     if wrong := misfits(wanted, tensors):
@@ -156,6 +157,20 @@ def build_around(build: Callable[[], Network], tensors: Mapping[str, Tensor], pa
 def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
     """Return tensors as the bytes of a safetensors file; equal tensors give equal bytes."""
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with matrices and kernels in half precision; scales and shifts, which are few, stay as they are.
+
+    Raises UsageError if one holds what is beyond its range.
+    """
+    half = {
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in tensors.items()
+    }
+    if lost := [name for name, tensor in half.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        raise UsageError(f"Half precision cannot hold {lost[0]}; keep these weights in single precision.")
+    return half
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:

@@ -109,6 +109,7 @@ LEVELS = {
     "phantom": 6,
     "extraction": 8,
     "cnn_training": 8,
+    "out_of_fold": 7,
     "rnn_training": 8,
     "collection": 6,
     "inventory": 7,
@@ -125,6 +126,7 @@ LEVELS = {
     "demo": 11,
     "commands": 12,
     "watch_cli": 13,
+    "demo_cli": 13,
     "weights_cli": 13,
     "cli": 14,
 }

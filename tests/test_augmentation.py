@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ich_seq import augmentation
-from ich_seq.augmentation import ERASED_AREA, ERASED_ASPECT, erase, move, vary_slice, vary_windows
+from ich_seq.augmentation import (
+    ERASED_AREA,
+    ERASED_ASPECT,
+    LEAST_BLUR,
+    erase,
+    move,
+    vary_scanner,
+    vary_slice,
+    vary_windows,
+)
 from ich_seq.config import AIR_HU, Augment, Slices
 
 NOTHING = Augment(flip=0, shift=0, scale=0, rotate_deg=0, erase=0, window=0, turn=0)
@@ -288,3 +297,62 @@ def test_slices_are_erased_as_often_as_is_asked_for():
     rng, shown = np.random.default_rng(0), torch.ones(1, 32, 32)
     count = sum(bool((erase(shown, only(erase=0.25), rng) == 0).any()) for _ in range(2000))
     assert abs(count - 500) < 5 * np.sqrt(2000 * 0.25 * 0.75)
+
+
+# ---- another scanner ----
+
+
+def scanned(options: Augment, seed: int, hu: torch.Tensor, pixel_mm: float = 1.0) -> torch.Tensor:
+    return vary_scanner(hu, options, np.random.default_rng(seed), pixel_mm=pixel_mm)
+
+
+def test_the_same_scanner_shows_the_same_slice_and_draws_nothing():
+    """With both settings at 0 the slice is untouched, and so is the generator: runs of before keep their bytes."""
+    rng, hu = np.random.default_rng(3), noise(3, SIDE, SIDE)
+    assert vary_scanner(hu, NOTHING, rng, pixel_mm=1.0) is hu
+    assert rng.random() == np.random.default_rng(3).random()
+
+
+@pytest.mark.parametrize("most", [1.0, 8.0, 50.0])
+def test_noise_is_white_of_mean_0_and_at_most_as_strong_as_allowed(most):
+    """Its standard deviation is spread evenly up to the limit; neighbours and pixels have noise of their own."""
+    flat = torch.full((2, SIDE, SIDE), 30.0)
+    added = [(scanned(only(noise_hu=most), seed, flat) - 30).numpy() for seed in range(200)]
+    strengths = np.array([a.std() for a in added])
+    assert strengths.max() < 1.05 * most
+    np.testing.assert_allclose(np.quantile(strengths, [0.1, 0.5, 0.9]) / most, [0.1, 0.5, 0.9], atol=0.12)
+    for a in added:
+        assert abs(a.mean()) < 5 * a.std() / np.sqrt(a.size)
+        pairs = (a[0], a[1]), (a[:, 1:], a[:, :-1]), (a[:, :, 1:], a[:, :, :-1])
+        assert all(abs(np.corrcoef(x.ravel(), y.ravel())[0, 1]) < 0.1 for x, y in pairs)
+
+
+@pytest.mark.parametrize("pixel_mm", [0.5, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_blur_is_scipys_gaussian_of_a_width_in_millimetres(seed, pixel_mm):
+    """The width is what the generator says, up to the setting; away from the edge SciPy's filter gives the same."""
+    hu, most = noise(2, SIDE, SIDE), 1.5
+    sigma = np.random.default_rng(seed).uniform(0, most) / pixel_mm
+    got = scanned(only(blur_mm=most), seed, hu, pixel_mm).numpy()
+    reach = int(np.ceil(3 * sigma))
+    wanted = np.stack([ndimage.gaussian_filter(s, sigma, radius=reach) for s in hu.numpy().astype(np.float64)])
+    inner = slice(2 * reach, -2 * reach)
+    np.testing.assert_allclose(got[:, inner, inner], wanted[:, inner, inner], atol=0.05)
+
+
+def test_a_blur_that_no_pixel_would_notice_is_none():
+    """Below the least width the slice comes back as it is."""
+    hu = noise(1, SIDE, SIDE)
+    assert torch.equal(scanned(only(blur_mm=LEAST_BLUR), 0, hu), hu)
+
+
+def test_noise_hides_that_values_were_rounded():
+    """Of steps of 12.5 HU, as a bone window of 8 bits has, nothing is left between them once noise is added."""
+    rng = np.random.default_rng(0)
+    smooth = torch.from_numpy(rng.uniform(100, 400, (1, 200, 200)).astype(np.float32))
+    stepped = 12.5 * torch.round(smooth / 12.5)
+    off = lambda hu: ((hu / 12.5) % 1).numpy().ravel()  # noqa: E731  where between two steps
+    assert np.ptp(off(stepped)) == 0
+    seed = next(s for s in range(50) if np.random.default_rng(s).uniform(0, 8) > 6)
+    spread = np.histogram(off(scanned(only(noise_hu=8.0), seed, stepped)), bins=5, range=(0, 1))[0]
+    assert spread.min() > 0.8 * spread.mean()

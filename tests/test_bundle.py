@@ -674,3 +674,54 @@ def test_a_limit_that_is_none_is_refused(root, limit):
     edit(root, lambda card: card["familiar"].update(limit=limit))
     with pytest.raises(ArtefactError):
         load_bundle(root, CPU)
+
+
+# ---- half precision ----
+
+
+def test_half_precision_takes_half_the_space_and_says_nearly_the_same(
+    saved, models, headed_encoders, execution, views_of, tmp_path
+):
+    """Files are half as large but for their headers; networks are single precision again when loaded."""
+    save_bundle(
+        tmp_path,
+        encoders=headed_encoders,
+        execution=execution,
+        models=models,
+        calibrations=CALIBRATIONS,
+        familiar=usual(headed_encoders),
+        facts={},
+        half=True,
+    )
+    for name in (*ENCODERS, *MODELS):
+        assert (tmp_path / name).stat().st_size < 0.65 * (saved / name).stat().st_size
+    whole, half = load_bundle(saved, CPU), load_bundle(tmp_path, CPU)
+    for model in (*half.models, *(e.encoder for e in half.embedders.values())):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert [e.spec.sha256 for e in half.embedders.values()] == [sha256_file(tmp_path / name) for name in ENCODERS]
+    for one, other in zip(whole.models, half.models, strict=True):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a.half().float() if a.ndim > 1 else a, b)
+    views = views_of(9)
+    for one, other in zip(whole.predict(views), half.predict(views), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-3)
+        assert not np.array_equal(one, other)
+
+
+def test_what_half_precision_cannot_hold_is_refused(models, headed_encoders, execution, tmp_path):
+    """A weight of 70,000 would become infinite; the bundle is not written."""
+    large = copy.deepcopy(models[0])
+    with torch.no_grad():
+        next(p for p in large.parameters() if p.ndim > 1).view(-1)[0] = 7e4
+    with pytest.raises(UsageError, match="Half precision cannot hold"):
+        save_bundle(
+            tmp_path,
+            encoders=headed_encoders,
+            execution=execution,
+            models=[large],
+            calibrations=CALIBRATIONS,
+            familiar=None,
+            facts={},
+            half=True,
+        )
+    assert not (tmp_path / CARD).exists()

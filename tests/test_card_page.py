@@ -186,6 +186,18 @@ def test_the_operating_points_stand_label_by_label(card, page):
     assert len(older.tables) == len(page.tables) - 1
 
 
+def test_an_older_card_tells_of_neither_a_final_encoder_nor_studies_in_sample(card):
+    """What it does not say it does not warn of; the page is there."""
+    news = ("final_encoder", "studies_in_sample")
+    older = {name: value for name, value in card["training"].items() if name not in news}
+    plain = card_page(card | {"training": older}).decode()
+    assert card_page(card | {"training": older | {"final_encoder": False, "studies_in_sample": 0}}).decode() == plain
+    warned = card_page(card | {"training": older | {"final_encoder": True, "studies_in_sample": 3}}).decode()
+    for warning in ("learnt from every patient", "All figures are too good"):
+        assert warning not in plain
+        assert warning in warned
+
+
 def test_settings_and_versions_stand_as_they_are(card, page):
     """The settings are JSON that can be read back; whose versions, use and features are named."""
     assert json.loads(page.pre) == card["training"]["settings"]

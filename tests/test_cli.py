@@ -39,7 +39,9 @@ DONE = {
     "train-cnn": (
         "ich_seq.cnn_training",
         "train_cnn",
-        lambda counts: CnnSummary(out=OUT, folds=(0,), studies=1, slices=9, unlabelled=(), counts=counts, figures={}),
+        lambda counts: CnnSummary(
+            out=OUT, folds=(0,), final=False, studies=1, slices=9, unlabelled=(), counts=counts, figures={}
+        ),
     ),
 }
 """Each command that reads DICOM: its call, and what that returns for some counts."""
@@ -158,7 +160,7 @@ def test_an_unknown_engine_ends_with_2_and_the_known_ones(tmp_path: Path, comman
 
 @pytest.mark.parametrize("fold", ["one", "-1", "1.0", ""])
 def test_a_fold_that_is_no_number_ends_with_2(tmp_path: Path, fold: str) -> None:
-    """`--fold` takes a whole number from 0, or all; anything else is refused with what was given."""
+    """`--fold` takes a whole number from 0, all or final; anything else is refused with what was given."""
     result = run("train-cnn", tmp_path, "--labels", "x.csv", "--out", tmp_path / "o", f"--fold={fold}")
     assert result.exit_code == 2
     assert f"given: {fold}" in result.stderr

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ich_seq import ArtefactError, UsageError, __version__
+from ich_seq import ArtefactError, UsageError, __version__, cnn_run
 from ich_seq.cnn_run import (
     ENCODER,
     FOLD,
@@ -118,6 +118,24 @@ def test_a_run_of_one_fold_tells_every_other_patient_that_it_learnt_from_them(ro
     said = {study: run.networks_for(patient, study) for study, patient, _ in STUDIES}
     assert said == {"1.1": ((1,), True), "1.2": ((1,), False), "1.3": ((1,), True), "1.4": ((1,), True)}
     assert run.networks_for("nobody", "9.9") == ((1,), False)
+
+
+def test_a_stranger_goes_to_the_final_network_alone(tmp_path, networks, results, monkeypatch):
+    """It stands as the fold nobody is in; patients of the run go on to the network that does not know them."""
+    last = 1 + max(fold for _, _, fold in STUDIES)
+    monkeypatch.setattr(cnn_run, "MAX_FOLDS", last)  # there may be as many folds, and it is one more
+    networks = networks | {last: networks[0]}
+    final = replace(results[0], fold=last, held_out_sha256=sha256_bytes(held_out(last)))
+    run = load_run(write_run(tmp_path / "run", networks, results | {last: final}))
+    assert run.final == last
+    assert run.networks_for("nobody", "9.9") == ((last,), False)
+    assert run.networks_for("anna", "1.1") == ((0,), False)
+    assert run.networks_for("cora", "1.4") == ((0, 1, last), True)
+
+
+def test_a_run_of_folds_alone_has_no_final_network(root):
+    """Every trained fold has somebody in it."""
+    assert load_run(root).final is None
 
 
 # ---- what is written comes back ----

@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from ich_seq import ArtefactError, OutputError, UsageError, cnn_training, figures
 from ich_seq.baselines import constant
+from ich_seq.bundle import load_bundle
 from ich_seq.cli import cli
 from ich_seq.cnn_run import CURVES, ENCODER, FOLD, FOLDS, HELD_OUT, RUN, fold_folder
 from ich_seq.cnn_training import CnnSummary, train_cnn
@@ -36,7 +37,8 @@ from ich_seq.labels import LABELS, read_labels
 from ich_seq.metrics import weighted_log_loss
 from ich_seq.phantom import PhantomSet, write_dataset
 from ich_seq.reasons import Reason, Unused
-from ich_seq.store import FeatureStore, decode_study, open_store
+from ich_seq.rnn_training import train_rnn
+from ich_seq.store import MANIFEST, FeatureStore, decode_study, open_store
 from ich_seq.studies import find_studies
 
 N_FOLDS = 3
@@ -535,7 +537,7 @@ def test_the_command_prints_one_result(phantoms, trained, tmp_path):
     ("more", "sentence"),
     [
         (["--fold", "3"], "There is no fold 3: cnn.folds is 3, counted from 0."),
-        (["--fold", "-1"], "--fold is a fold's number, from 0, or all"),
+        (["--fold", "-1"], "--fold is a fold's number, from 0, all or final"),
         (["--set", "cnn.batch_slices=5000"], "fewer slices to learn from than cnn.batch_slices; lower that"),
         (["--set", "cnn.accumulate=5"], "cnn.batch_slices 16 is no multiple of 1 processes x cnn.accumulate 5"),
         (["--set", "cnn.patience=2", "--set", "cnn.folds=2"], "cnn.folds must be 3 or more, or cnn.patience 0"),
@@ -775,3 +777,88 @@ def test_a_run_that_was_changed_is_refused(phantoms, trained, tmp_path, name):
     with pytest.raises(ArtefactError, match="changed since"):
         extract_features(phantoms.dicom, tmp_path / "store", settings(), cnn=out, device="cpu", workers=0)
     assert not (tmp_path / "store").exists()
+
+
+# ---- the final network ----
+
+
+@pytest.fixture(scope="module")
+def with_final(phantoms, trained, tmp_path_factory) -> tuple[Path, CnnSummary]:
+    """The run of all folds, and the final network added to it."""
+    out = tmp_path_factory.mktemp("final") / "cnn"
+    shutil.copytree(trained.out, out)
+    return out, train(phantoms, out, fold="final")
+
+
+def test_the_final_network_learns_from_every_patient_and_leaves_the_folds_as_they_are(with_final, trained, phantoms):
+    """Its rows are all rows, it watches none; figures and files of the folds do not change."""
+    out, summary = with_final
+    assert summary.final
+    assert not trained.final
+    assert (summary.folds, summary.figures) == (trained.folds, trained.figures)
+    before, after = tree(trained.out), tree(out)
+    added = f"{fold_folder(out, N_FOLDS).name}/"
+    assert {name for name in after if after[name] != before.get(name)} - {RUN, CURVES} == {
+        name for name in after if name.startswith(added)
+    }
+    (fold,) = [json.loads(after[name]) for name in after if name == f"{added}{FOLD}"]
+    assert [sorted(row) for row in fold["curve"]] == [["epoch", "learnt_loss"]] * 2
+    assert "all patients" in fold["spec"]["weights"]
+    assert len(held_out(out, N_FOLDS)) == 0
+    seen: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cnn_training, "fit", lambda task, *a, **k: seen.append(task) or (_ for _ in ()).throw(KilledError)
+        )
+        with pytest.raises(KilledError):
+            train(phantoms, out.parent / "again", fold="final")
+    assert sorted(seen[0].learn) == list(range(summary.slices))
+    assert len(seen[0].watch) == 0
+
+
+def test_the_final_network_alone_is_a_run_without_figures(phantoms, tmp_path):
+    """So an encoder can be begun on other data; the command says where it is, and judges nothing."""
+    done = run(*command(phantoms, tmp_path / "cnn"), "--fold", "final", "--workers", 0)
+    assert done.exit_code == 0, done.output
+    assert "the final network ->" in done.stdout
+    assert "AUC" not in done.stdout
+    summary = extract_features(
+        phantoms.dicom, tmp_path / "store", settings(), cnn=tmp_path / "cnn", device="cpu", workers=0
+    )
+    assert summary.in_sample == summary.studies
+
+
+def test_a_final_network_that_is_to_stop_early_is_refused(phantoms, tmp_path):
+    """It has no fold to stop on, and what it watched would be what it learnt."""
+    with pytest.raises(UsageError, match="none to stop on"):
+        train(phantoms, tmp_path / "cnn", "cnn.patience=2", fold="final")
+
+
+def test_a_bundle_of_a_run_with_a_final_network_holds_it_alone(with_final, phantoms, tmp_path):
+    """Training studies are embedded by the networks of their folds as before; the bundle has the final one."""
+    out, _ = with_final
+    features = extract_features(phantoms.dicom, tmp_path / "store", settings(), cnn=out, device="cpu", workers=0)
+    store = open_store(features.out)
+    assert store.studies.set_index("study_uid")["network"].to_dict() == folds_of(out)["fold"].to_dict()
+    assert store.manifest["final"] == N_FOLDS
+    assert features.in_sample == 0
+    train_rnn(features.out, phantoms.labels, tmp_path / "bundle", settings("train.folds=3", "train.epochs=1"))
+    bundle = load_bundle(tmp_path / "bundle", torch.device("cpu"))
+    (embedder,) = bundle.embedders.values()
+    assert embedder.spec.sha256 == sha256_file(fold_folder(out, N_FOLDS) / ENCODER)
+    assert bundle.card["training"]["final_encoder"]
+    assert bundle.familiar is not None
+    assert bundle.familiar.mean.shape == (1, embedder.spec.dim)
+    rows = np.concatenate([np.asarray(study.features, np.float64) for study in store])
+    np.testing.assert_allclose(bundle.familiar.mean[0], rows.mean(axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("named", [N_FOLDS + 1, -1, True, "0", 1.0, [0]])
+def test_a_store_that_names_a_final_encoder_it_does_not_hold_is_refused(features, phantoms, tmp_path, named):
+    """Before anything is trained."""
+    root = tmp_path / "store"
+    shutil.copytree(features.out, root)
+    manifest = json.loads((root / MANIFEST).read_text())
+    (root / MANIFEST).write_text(json.dumps(manifest | {"final": named}))
+    with pytest.raises(ArtefactError, match="final encoder that is not there"):
+        train_rnn(root, phantoms.labels, tmp_path / "bundle", settings("train.folds=3"))

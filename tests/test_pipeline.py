@@ -351,26 +351,29 @@ def test_an_output_inside_the_input_changes_nothing(phantoms: PhantomSet, bundle
     assert json.loads(first["run.json"])["counts"]["files"] == phantoms.n_files
 
 
-def test_extracting_into_a_folder_of_others_leaves_their_files(
-    phantoms: PhantomSet, bundle: Path, tmp_path: Path
-) -> None:
+def test_extracting_into_a_folder_of_others_leaves_their_files(phantoms: PhantomSet, tmp_path: Path) -> None:
     """Files that this package did not write there as features are not its to remove."""
-    shutil.copytree(bundle, tmp_path / "out")
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.safetensors").write_bytes(b"precious")
     run("extract-features", phantoms.dicom, "--out", tmp_path / "out", *settings())
     assert (tmp_path / "out" / "mine.safetensors").read_bytes() == b"precious"
-    assert tree(bundle).items() <= tree(tmp_path / "out").items()
 
 
-def test_training_into_the_folder_of_the_features_leaves_them_whole(
-    phantoms: PhantomSet, features: Path, bundle: Path, tmp_path: Path
+@pytest.mark.parametrize("command", ["extract-features", "train-rnn", "predict"])
+def test_the_result_of_another_command_is_refused_as_a_folder_and_left_as_it_is(
+    phantoms: PhantomSet, features: Path, bundle: Path, tmp_path: Path, command: str
 ) -> None:
-    """A store and a bundle in one folder are both whole: neither writes over the other's files."""
-    shutil.copytree(features, tmp_path / "both")
-    run("train-rnn", tmp_path / "both", "--labels", phantoms.labels, "--out", tmp_path / "both", *settings())
-    assert tree(features).items() <= tree(tmp_path / "both").items()
-    assert tree(bundle).items() <= tree(tmp_path / "both").items()
-    assert len(open_store(tmp_path / "both")) == N_STUDIES
+    """Features into a bundle, a bundle into its features, results into their bundle: nothing there changes."""
+    given, out = {
+        "extract-features": ([phantoms.dicom, *settings()], bundle),
+        "train-rnn": ([features, "--labels", phantoms.labels, *settings()], features),
+        "predict": ([phantoms.dicom, "--bundle", bundle], bundle),
+    }[command]
+    shutil.copytree(out, tmp_path / "out")
+    refused = CliRunner().invoke(cli, [str(a) for a in (command, *given, "--out", tmp_path / "out", "--quiet")])
+    assert refused.exit_code == 2
+    assert "choose another --out" in refused.stderr
+    assert tree(tmp_path / "out") == tree(out)
 
 
 def test_every_way_to_run_the_encoder_has_its_own_fingerprint(phantoms: PhantomSet, tmp_path: Path) -> None:

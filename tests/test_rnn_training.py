@@ -16,6 +16,7 @@ from ich_seq import ArtefactError, UsageError, calibration, operating_points, rn
 from ich_seq.baselines import fit_classifier
 from ich_seq.bundle import CARD, Calibrations, load_bundle
 from ich_seq.calibration import SHARES, Calibration, fit_calibration
+from ich_seq.card_page import card_page
 from ich_seq.config import Config
 from ich_seq.encoder import load_encoder
 from ich_seq.figures import Predicted
@@ -246,6 +247,22 @@ def test_results_of_another_command_are_not_written_into(given, tmp_path, of):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize("of", ["the bundle", "the store", "predict"])
+def test_predictions_are_not_written_among_other_results(given, tmp_path, of):
+    """Which is said before anything is trained, and nothing there is changed."""
+    place = Path(shutil.copytree(given[0], tmp_path / "store")) if of == "the store" else tmp_path / "out"
+    if of == "predict":
+        place = tmp_path / "results"
+        place.mkdir()
+        for name in ("slices.csv", "run.json"):
+            (place / name).write_text("{}")
+    before = {path.name: path.read_bytes() for path in place.iterdir()} if place.exists() else {}
+    with pytest.raises(UsageError, match="choose another"):
+        train_rnn(given[0], given[1], tmp_path / "out", CONFIG, predictions=place, device="cpu")
+    assert ({path.name: path.read_bytes() for path in place.iterdir()} if place.exists() else {}) == before
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_few_patients_are_refused(make_study, write_store, write_labels, tmp_path):
     """Many studies of three patients make no four folds: refused before any training, with the remedy."""
     studies = [make_study(f"1.2.{i}", 3, patient=f"patient {i % 3}") for i in range(12)]
@@ -434,6 +451,8 @@ def test_studies_known_to_their_network_are_refused_unless_allowed(
     assert set(known) <= {s.features.study_uid for s in data.studies}
     card = load_bundle(summary.out, CPU).card
     assert card["training"]["settings"]["train"]["allow_in_sample"] is True
+    assert card["training"]["studies_in_sample"] == 2
+    assert "All figures are too good" in card_page(card).decode()
 
 
 # No patient on two sides

@@ -40,7 +40,7 @@ from ich_seq.novelty import Familiar
 from ich_seq.operating_points import NO_POINTS, OperatingPoints
 from ich_seq.sequences import collate
 from ich_seq.store import StudyFeatures, read_manifest
-from ich_seq.weights import build_around, halved, read_tensors, write_tensors
+from ich_seq.weights import build_around, read_tensors, write_tensors
 
 SCHEMA = "ich-seq bundle 5"
 BEFORE = ("ich-seq bundle 4",)
@@ -142,8 +142,7 @@ def save_bundle(
     rnns = []
     for k, model in enumerate(models):
         file = f"rnn-{k}.safetensors"
-        tensors = halved(model.state_dict()) if half else model.state_dict()
-        rnns.append({"file": file, "sha256": write_tensors(root / file, tensors)})
+        rnns.append({"file": file, "sha256": write_tensors(root / file, model.state_dict(), half=half)})
     kind = CONTEXTUAL if isinstance(models[0], ContextualModel) else CORRECTION
     card = {
         "schema": SCHEMA,

@@ -210,7 +210,7 @@ def _task(
 def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboard: bool, progress: Progress) -> None:
     """Train one fold and predict what it held out, unless that is done; the first process of a group writes."""
     folder = fold_folder(out, task.fold)
-    stage = "training the final network" if task.fold == config.cnn.folds else f"training fold {task.fold}"
+    stage = "training the final network" if task.final else f"training fold {task.fold}"
     with locked_folder(folder) if task.group.writes else nullcontext():
         if all(task.group.gather(read_fold(out, task.fold) is not None)):
             if task.group.writes:
@@ -234,7 +234,7 @@ def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboar
 
 
 def _trained_spec(spec: EncoderSpec, task: Task, fitted: Fitted) -> EncoderSpec:
-    learnt_from = f"all folds but {task.fold}" if len(task.watch) else "all patients"
+    learnt_from = "all patients" if task.final else f"all folds but {task.fold}"
     return replace(
         spec,
         weights=f"train-cnn, {learnt_from}, from {spec.weights}",

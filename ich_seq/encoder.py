@@ -19,7 +19,7 @@ from ich_seq import ArtefactError, UsageError, windows
 from ich_seq.config import Config, Slices
 from ich_seq.files import sha256_bytes, short_hash
 from ich_seq.labels import LABELS
-from ich_seq.weights import build_around, fill, halved, read_tensors, tensor_bytes, write_tensors
+from ich_seq.weights import build_around, fill, read_tensors, tensor_bytes, write_tensors
 
 HEAD = "slice_head."
 """Prefix of the slice head's tensors in an encoder's file; timm names nothing so."""
@@ -244,8 +244,7 @@ def encoder_tensors(encoder: SliceEncoder) -> dict[str, Tensor]:
 
 def save_encoder(encoder: SliceEncoder, path: Path, *, half: bool = False) -> str:
     """Write the encoder's weights as safetensors, in half precision if so asked; return the file's SHA-256."""
-    tensors = encoder_tensors(encoder)
-    return write_tensors(path, halved(tensors) if half else tensors)
+    return write_tensors(path, encoder_tensors(encoder), half=half)
 
 
 def load_encoder(spec: EncoderSpec, path: Path) -> SliceEncoder:

@@ -223,8 +223,12 @@ def _close(
         raise nothing_usable(unused, counts, rejected)
     stored = [study for study in findings.studies if writer.has(keys[study.uid][0])]
     specs = {str(number): asdict(e.spec) for number, e in networks.embedders.items()}
-    made_by = {"encoders": specs, "final": networks.final, "execution": asdict(_execution(networks))}
-    facts = made_by | {"counts": asdict(counts)}
+    facts = {
+        "encoders": specs,
+        "final": networks.final,
+        "execution": asdict(_execution(networks)),
+        "counts": asdict(counts),
+    }
     files = [encoder_file(number) for number in networks.embedders]
     writer.close([key for study in stored for key in keys[study.uid]], unused_csv(unused), files, facts)
     in_sample = sum(networks.of(study)[1] for study in stored)

@@ -79,7 +79,7 @@ class Task:
     """What to train: the rows of `slices` to learn from and to watch, how, and on what.
 
     `fold` numbers the task among its like and moves its seeds. The watched rows never move a weight;
-    with `options.patience` they decide when to stop. There may be none.
+    with `options.patience` they decide when to stop.
     """
 
     fold: int
@@ -92,6 +92,11 @@ class Task:
     device: torch.device
     group: Group
     workers: int
+
+    @property
+    def final(self) -> bool:
+        """Tell whether the network learns from all rows, so that there are none to watch."""
+        return not len(self.watch)
 
     @property
     def dataset(self) -> SliceDataset:
@@ -253,17 +258,15 @@ class Training:
         task = self.task
         learnt = self.loss_sum / self.steps
         task.group.share(self.average)
-        self.curve.append({"epoch": len(self.curve) + 1, "learnt_loss": learnt})
+        watched = {} if task.final else {"watched_loss": self._watched_loss()}
+        self.curve.append({"epoch": len(self.curve) + 1, "learnt_loss": learnt} | watched)
         self.loss_sum = 0.0
         log("loss/learnt", learnt, self.step)
-        if not len(task.watch):
-            self.best_epoch = len(self.curve)
-            return
-        self.curve[-1]["watched_loss"] = watched = self._watched_loss()
-        log("loss/watched", watched, self.step)
+        for loss in watched.values():
+            log("loss/watched", loss, self.step)
         if not task.options.patience:
             self.best_epoch = len(self.curve)
-        elif not self.best_epoch or watched < self.curve[self.best_epoch - 1]["watched_loss"]:
+        elif not self.best_epoch or watched["watched_loss"] < self.curve[self.best_epoch - 1]["watched_loss"]:
             self.best_epoch = len(self.curve)
             self.best = {k: v.detach().cpu().clone() for k, v in self.average.module.state_dict().items()}
 

@@ -159,7 +159,7 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors with matrices and kernels in half precision; scales and shifts, which are few, stay as they are.
 
     Raises UsageError if one holds what is beyond its range.
@@ -173,9 +173,9 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return half
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write tensors as safetensors, whole or not at all; return the file's SHA-256."""
-    data = tensor_bytes(tensors)
+def write_tensors(path: Path, tensors: dict[str, Tensor], *, half: bool = False) -> str:
+    """Write tensors as safetensors, in half precision if so asked, whole or not at all; return the file's SHA-256."""
+    data = tensor_bytes(_halved(tensors) if half else tensors)
     write_bytes(path, data)
     return sha256_bytes(data)
 

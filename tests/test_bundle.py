@@ -51,8 +51,8 @@ def usual(encoders) -> Familiar:
     return Familiar(rng.normal(size=shape).astype(np.float32), rng.uniform(0.5, 2, shape).astype(np.float32), 1.75)
 
 
-def save(root: Path, encoders, models, execution) -> None:
-    """Save a bundle of these, with nothing to tell of its training."""
+def save(root: Path, encoders, models, execution, facts=None, *, half: bool = False) -> None:
+    """Save a bundle of these, with these facts to tell of its training, or nothing."""
     save_bundle(
         root,
         encoders=encoders,
@@ -60,7 +60,8 @@ def save(root: Path, encoders, models, execution) -> None:
         models=models,
         calibrations=CALIBRATIONS,
         familiar=usual(encoders),
-        facts={},
+        facts=facts or {},
+        half=half,
     )
 
 
@@ -93,15 +94,7 @@ def models(headed_encoders) -> list[SequenceModel]:
 def saved(headed_encoders, models, execution, tmp_path_factory) -> Path:
     """A bundle of two encoders and two sequence models."""
     root = tmp_path_factory.mktemp("bundle")
-    save_bundle(
-        root,
-        encoders=headed_encoders,
-        execution=execution,
-        models=models,
-        calibrations=CALIBRATIONS,
-        familiar=usual(headed_encoders),
-        facts={"training": {"studies": 7}, "figures": {"rnn": None}},
-    )
+    save(root, headed_encoders, models, execution, {"training": {"studies": 7}, "figures": {"rnn": None}})
     return root
 
 
@@ -278,16 +271,7 @@ def test_every_number_of_a_calibration_comes_back_to_the_last_digit(saved):
 
 def test_saving_twice_gives_the_same_bytes(saved, models, headed_encoders, execution, tmp_path):
     """The same networks and facts make the same files, and the card holds the hash of every one."""
-    facts = {"figures": {"rnn": None}, "training": {"studies": 7}}
-    save_bundle(
-        tmp_path,
-        encoders=headed_encoders,
-        execution=execution,
-        models=models,
-        calibrations=CALIBRATIONS,
-        familiar=usual(headed_encoders),
-        facts=facts,
-    )
+    save(tmp_path, headed_encoders, models, execution, {"figures": {"rnn": None}, "training": {"studies": 7}})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in saved.iterdir()}
     card = json.loads((saved / CARD).read_text())
     hashes = {e["file"]: e["sha256"] for e in (*card["rnn"]["files"], *card["encoders"], card["familiar"])}
@@ -683,16 +667,7 @@ def test_half_precision_takes_half_the_space_and_says_nearly_the_same(
     saved, models, headed_encoders, execution, views_of, tmp_path
 ):
     """Files are half as large but for their headers; networks are single precision again when loaded."""
-    save_bundle(
-        tmp_path,
-        encoders=headed_encoders,
-        execution=execution,
-        models=models,
-        calibrations=CALIBRATIONS,
-        familiar=usual(headed_encoders),
-        facts={},
-        half=True,
-    )
+    save(tmp_path, headed_encoders, models, execution, half=True)
     for name in (*ENCODERS, *MODELS):
         assert (tmp_path / name).stat().st_size < 0.65 * (saved / name).stat().st_size
     whole, half = load_bundle(saved, CPU), load_bundle(tmp_path, CPU)
@@ -714,14 +689,5 @@ def test_what_half_precision_cannot_hold_is_refused(models, headed_encoders, exe
     with torch.no_grad():
         next(p for p in large.parameters() if p.ndim > 1).view(-1)[0] = 7e4
     with pytest.raises(UsageError, match="Half precision cannot hold"):
-        save_bundle(
-            tmp_path,
-            encoders=headed_encoders,
-            execution=execution,
-            models=[large],
-            calibrations=CALIBRATIONS,
-            familiar=None,
-            facts={},
-            half=True,
-        )
+        save(tmp_path, headed_encoders, [large], execution, half=True)
     assert not (tmp_path / CARD).exists()

@@ -42,6 +42,7 @@ from ich_seq.commands import (
     workers_option,
 )
 from ich_seq.demo_cli import demo
+from ich_seq.send_cli import send
 from ich_seq.signals import ended_by_signals
 from ich_seq.tables import printable
 from ich_seq.terminal import harmless_streams
@@ -418,6 +419,7 @@ cli.add_command(export)
 
 cli.add_command(demo)
 cli.add_command(watch)
+cli.add_command(send)
 
 
 def main() -> None:

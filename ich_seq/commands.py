@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -192,7 +192,7 @@ def dicom_source(command: Command) -> Command:
     return command
 
 
-def _archive_url(ctx: click.Context, param: click.Parameter, url: str | None) -> str | None:
+def archive_url(ctx: click.Context, param: click.Parameter, url: str | None) -> str | None:
     """Return the URL of an archive that is needed in the end only, checked before hours of work."""
     if url is not None:
         from ich_seq.archive import checked_url
@@ -202,7 +202,7 @@ def _archive_url(ctx: click.Context, param: click.Parameter, url: str | None) ->
 
 
 send_option = click.option(
-    "--send", metavar="URL", callback=_archive_url, help="Store these DICOM objects in this archive; implies --sr."
+    "--send", metavar="URL", callback=archive_url, help="Store these DICOM objects in this archive; implies --sr."
 )
 
 
@@ -340,27 +340,31 @@ def finish_predicting(summary: PredictionSummary, *, sr: bool, send: str | None,
             f"{printable(str(summary.out / 'sr' / 'not_written.csv'))} says why.",
             err=True,
         )
-    more = {"dicom_results": len(summary.dicom_results), "not_written": len(summary.not_written)} if sr else {}
+    more: dict[str, Any] = {}
+    if sr:
+        more = {"dicom_results": len(summary.dicom_results), "not_written": len(summary.not_written)}
     text, trouble = counted(summary), None
     if send is not None:
-        line, sent, trouble = _sent(send, summary)
-        text, more = f"{text}\n{line}", more | sent
+        line, sent, trouble = send_results(send, summary.out, summary.dicom_results)
+        text, more = f"{text}\n{line}", more | {"sent": sent}
     lacking = bool(summary.not_written)
     finish_reading(summary, text, more, as_json=as_json, lacking=lacking, trouble=trouble)
 
 
-def _sent(url: str, summary: PredictionSummary) -> tuple[str, dict[str, Any], IchSeqError | None]:
-    """Store the DICOM results of a run in an archive; return a line and JSON to tell of it, and what to raise then."""
+def send_results(url: str, out: Path, files: Sequence[Path]) -> tuple[str, dict[str, Any], ArchiveError | None]:
+    """Store DICOM results, files below `out`, in an archive; return a line and JSON that tell of it, and what to raise.
+
+    The last is None if the archive took all.
+    """
     from ich_seq.dicomweb import send
 
-    out, files = summary.out, summary.dicom_results
     sent = send(url, files)
     refused = {path.relative_to(out).as_posix(): why for path, why in sent.refused}
     line = f"{len(sent.stored)} of {len(files)} results stored in {urlsplit(url).netloc}"
-    told = {"sent": {"stored": len(sent.stored), "refused": refused}}
+    told = {"stored": len(sent.stored), "refused": refused}
     if not refused:
         return line, told, None
-    lines = [f"{len(refused)} of {len(files)} results were not stored; they are in {out}:"]
+    lines = [f"{len(refused)} of {len(files)} results were not stored; ich-seq send sends those in {out} again:"]
     return line, told, ArchiveError("\n".join([*lines, *(f"{name}: {why}" for name, why in refused.items())]))
 
 

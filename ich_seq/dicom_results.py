@@ -145,6 +145,11 @@ def clear_dicom_results(out: Path) -> None:
         folder.rmdir()
 
 
+def dicom_results_in(out: Path) -> list[Path]:
+    """Return the objects that lie in a folder of results; what else is in there is not ours to send on."""
+    return sorted(path for path in (out / FOLDER).glob("*.dcm") if OURS.fullmatch(path.name))
+
+
 def write_dicom_results(
     folder: Path, study: Study, prediction: StudyPrediction, source: ResultSource
 ) -> tuple[Path, ...]:

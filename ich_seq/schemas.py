@@ -72,7 +72,7 @@ class TrainRnnOutput(Record):
 
 
 class Sent(Record):
-    """What an archive took; `refused` says why by file."""
+    """What an archive took, and send --json; `refused` says why by file."""
 
     stored: Count
     refused: dict[str, str]
@@ -142,6 +142,8 @@ class WeightsListOutput(Record):
 
     library: str
     weights: list[LibraryEntry | DamagedEntry]
+    shipped: str
+    """The name of the bundle that comes with the package; it is none of the library's."""
 
 
 class WeightsVerifyOutput(Record):
@@ -218,6 +220,7 @@ SCHEMAS: dict[str, type[Record]] = {
     "watch-output": WatchOutput,
     "evaluate-output": EvaluateOutput,
     "demo-output": DemoOutput,
+    "send-output": Sent,
     "weights-add-output": LibraryEntry,
     "weights-list-output": WeightsListOutput,
     "weights-verify-output": WeightsVerifyOutput,

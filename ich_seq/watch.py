@@ -18,8 +18,7 @@ from ich_seq import ArchiveError, IchSeqError, OutputError, UsageError, signals
 from ich_seq.arrivals import Change, Stamp, compare
 from ich_seq.bundle import Bundle, load_bundle
 from ich_seq.devices import choose_device, choose_workers, keep_memory
-from ich_seq.dicom_results import FOLDER as DICOM_RESULTS
-from ich_seq.dicom_results import DicomResults, ResultSource, check_can_write
+from ich_seq.dicom_results import DicomResults, ResultSource, check_can_write, dicom_results_in
 from ich_seq.files import locked_folder, short_hash, spare_others
 from ich_seq.incoming import Folder, NamedFiles, Source, UnreachableError
 from ich_seq.inputs import InputFile, check_input
@@ -173,7 +172,7 @@ def send_results(url: str, folder: Path, unsure: bool) -> None:
     """
     from ich_seq.dicomweb import send
 
-    sent = send(url, sorted((folder / DICOM_RESULTS).glob("*.dcm")))
+    sent = send(url, dicom_results_in(folder))
     if sent.refused:
         refusal = UnreachableError if sent.lost else ArchiveError
         raise refusal(f"The archive did not take {len(sent.refused)} results: {sent.refused[0][1]}")

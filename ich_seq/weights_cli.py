@@ -65,9 +65,9 @@ def add(
 @weights.command("list")
 @reporting
 def list_weights(as_json: bool) -> None:
-    """Say what the library holds; files are not read (see verify)."""
+    """Say what the library and the package hold; files are not read (see verify)."""
     from ich_seq import ArtefactError
-    from ich_seq.weight_library import library_folder, names, read_entry
+    from ich_seq.weight_library import SHIPPED, library_folder, names, read_entry
 
     root = library_folder()
     told: list[dict[str, Any]] = []
@@ -82,7 +82,8 @@ def list_weights(as_json: bool) -> None:
         told.append(asdict(entry))
         lines.append(_line(entry))
     text = "\n".join(lines) if lines else f"No weights in {printable(str(root))}."
-    finish({"library": str(root), "weights": told}, text, as_json=as_json)
+    text += f"\n{SHIPPED}: bundle, comes with ich-seq"
+    finish({"library": str(root), "weights": told, "shipped": SHIPPED}, text, as_json=as_json)
 
 
 @weights.command()

@@ -126,6 +126,7 @@ LEVELS = {
     "demo": 11,
     "commands": 12,
     "watch_cli": 13,
+    "send_cli": 13,
     "demo_cli": 13,
     "weights_cli": 13,
     "cli": 14,

@@ -322,7 +322,9 @@ def done(tmp_path, monkeypatch, write_slice):
     """A run of predict that is whole, with three DICOM results; returns its folder."""
     out = tmp_path / "out"
     (out / "sr").mkdir(parents=True)
-    written = tuple(write_slice(out / "sr" / f"{name}.dcm", SOPInstanceUID=f"1.2.20.1.{ord(name)}") for name in "abc")
+    written = tuple(
+        write_slice(out / "sr" / f"{16 * name}-sr.dcm", SOPInstanceUID=f"1.2.20.1.{ord(name)}") for name in "abc"
+    )
     counts = Counts(files=9, used=9, excluded=0, rejected=0, reasons={})
     summary = PredictionSummary(out=out, studies=1, counts=counts, results=(), dicom_results=written)
     monkeypatch.setattr("ich_seq.prediction.predict", lambda *_, **__: summary)
@@ -456,8 +458,8 @@ def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bun
         end = predicted(bundle, done, tmp_path, "--send", url)
     assert end.exit_code == 6
     assert end.stdout == f"1 studies, 9 files -> {done}\n2 of 3 results stored in {url.split('/')[2]}\n"
-    assert f"1 of 3 results were not stored; they are in {done}:" in end.stderr
-    assert "sr/b.dcm: The archive at" in end.stderr
+    assert f"1 of 3 results were not stored; ich-seq send sends those in {done} again:" in end.stderr
+    assert "sr/bbbbbbbbbbbbbbbb-sr.dcm: The archive at" in end.stderr
     assert "does not take this SOP class (reason 0122)" in end.stderr
     assert len(seen) == 3
     assert len([*(done / "sr").iterdir()]) == 3
@@ -489,8 +491,40 @@ def test_results_that_an_archive_does_not_take_from_a_watch_end_it_with_6(bundle
     assert made
     with serving(lambda request: request.say_json(stored)) as (url, seen):
         again = watched(bundle, tmp_path / "out", folder, "--send", url)
+        by_hand = run("send", tmp_path / "out", url, "--json")
     assert (again.exit_code, again.stdout) == (0, "")
-    assert len(seen) == len(made)
+    assert len(seen) == 2 * len(made)
+    assert json.loads(by_hand.stdout) == {"stored": len(made), "refused": {}}
+
+
+def test_results_are_sent_once_more_by_a_command(done, tmp_path, write_slice):
+    """To an archive that takes all but one; what else lies beside them is not sent."""
+    write_slice(done / "sr" / "a patient.dcm")
+
+    def answer(request):
+        stored = {"00081199": {"vr": "SQ", "Value": [{}]}}
+        request.say(403) if len(request.seen) == 3 else request.say_json(stored)
+
+    with serving(answer) as (url, seen):
+        end = run("send", done, url)
+    assert (end.exit_code, len(seen)) == (6, 3)
+    assert end.stdout == f"2 of 3 results stored in {url.split('/')[2]}\n"
+    assert "sr/cccccccccccccccc-sr.dcm: The archive at" in end.stderr
+
+
+@pytest.mark.parametrize(
+    ("results", "url", "told"),
+    [
+        (".", "http://127.0.0.1:9/dicom-web", "holds no DICOM results; predict --sr and watch --sr write them."),
+        ("none", "http://127.0.0.1:9/dicom-web", "holds no DICOM results"),
+        (".", "pacs.example/dicom-web", "http"),
+    ],
+)
+def test_nothing_to_send_is_refused(results, url, told, tmp_path):
+    """Before an archive is asked."""
+    end = run("send", tmp_path / results, url)
+    assert end.exit_code == 2
+    assert told in end.stderr
 
 
 def test_a_url_to_send_to_is_checked_before_the_work(tmp_path, bundle, monkeypatch):

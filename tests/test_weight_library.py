@@ -330,7 +330,9 @@ def test_verify_tells_of_files_that_lack_and_that_are_too_many(library, file, bu
 def test_the_commands_say_what_there_is_and_what_is_damaged(library, file):
     """`list` and `verify`, for people and machines; verify ends with 2 where anything is damaged."""
     run = CliRunner().invoke
-    assert "No weights" in run(cli, ["weights", "list"]).output
+    told = run(cli, ["weights", "list"]).output
+    assert "No weights" in told
+    assert "ct-ich: bundle, comes with ich-seq" in told
     added = run(cli, ["weights", "add", "mine", str(file), "--arch", ARCH])
     assert added.exit_code == 0, added.output
     assert 'encoder.weights = "mine"' in added.output

@@ -91,26 +91,26 @@ class Sent:
 def list_studies(
     url: str, *, modality: str = "CT", since: date | None = None, most: int = 10_000
 ) -> tuple[ListedStudy, ...]:
-    """List the studies of an archive that hold a modality, each once, in its order, among the first `most` of it.
+    """List the studies of an archive that hold a modality, each once, in its order.
 
     `since` leaves out those of an earlier Study Date, and those without, as far as the archive does. What it leaves
     unsaid of a study is no reason to leave it out, but a Study Instance UID is needed. Raises ArchiveError if there is
-    no answer, UsageError for an URL that `archive.checked_url` refuses.
+    no answer, or a list that goes on after `most` studies; UsageError for an URL that `archive.checked_url` refuses.
     """
     archive, seen, found = Archive(url), set[str](), list[ListedStudy]()
     filters = {"ModalitiesInStudy": modality} | ({"StudyDate": f"{since:%Y%m%d}-"} if since else {})
     fields = ["ModalitiesInStudy", "NumberOfStudyRelatedInstances"]
     ask = partial(archive.search, archive.client.search_for_studies, limit=PAGE, fields=fields, search_filters=filters)
     offset = 0
-    while len(seen) < most:
+    while len(seen) <= most:
         page = ask(offset=offset)
         new = [entry for entry in page if (uid := _uid(entry, STUDY_UID)) and uid not in seen]
         if not new:  # the end, or an archive that knows no offset and begins again
-            break
+            return tuple({study.study_uid: study for study in found}.values())
         seen |= {_uid(entry, STUDY_UID) for entry in new}
         found += [_listed(entry) for entry in new if modality in (_values(entry, MODALITIES) or [modality])]
         offset += len(page)
-    return tuple({study.study_uid: study for study in found[:most]}.values())
+    raise archive.fault(f"lists more than {most:,} studies; ask for fewer days")
 
 
 def count_ct(url: str, study: ListedStudy) -> int | None:

@@ -514,13 +514,20 @@ def test_an_archive_that_knows_no_pages_is_read_once():
     assert len(seen) == 2
 
 
-def test_a_list_without_end_is_ended(monkeypatch):
-    """At as many studies as were asked for."""
+def test_a_list_without_end_is_refused(monkeypatch):
+    """None is passed over in silence."""
     monkeypatch.setattr(dicomweb, "PAGE", 10)
     endless = lambda r: r.say_json([entry(f"1.{len(r.seen)}.{i}", None, ["MR"]) for i in range(10)])  # noqa: E731
-    with serving(endless) as (url, seen):
-        assert list_studies(url, most=100) == ()
-    assert len(seen) == 10
+    told = r"lists more than 100 studies; ask for fewer days"
+    with serving(endless) as (url, seen), pytest.raises(ArchiveError, match=told):
+        list_studies(url, most=100)
+    assert len(seen) == 11
+
+
+def test_a_list_as_long_as_may_be_is_read():
+    """The end is looked for, and found."""
+    with serving(paged([entry(f"1.2.{i}", i, ["CT"]) for i in range(20)], page=10)) as (url, _):
+        assert len(list_studies(url, most=20)) == 20
 
 
 @pytest.mark.parametrize(

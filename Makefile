@@ -1,6 +1,6 @@
 # make demo   everything once on synthetic studies, in minutes
 # make test   the quick tests            make test-slow   the others
-# make battery   all attacks on the package, for hours; make test runs a slice of each
+# make battery   all attacks on the package, for hours; the tests run a slice of each
 # make lint   formatting, lint, types    make check       these three
 # make docs   the documentation in site/, with the guide run: open site/index.html
 #
@@ -23,7 +23,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) -m "not slow"
 
 test-slow: $(READY)
-	$(PYTEST) -m slow
+	OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) -m slow
 
 battery: $(READY)
 	$(VENV)/bin/python tools/battery.py build/battery

@@ -39,6 +39,7 @@ def test_the_attack_finds_nothing_on_some_commands_and_the_hub(tmp_path, scene, 
     assert outcome.trials == 3
 
 
+@pytest.mark.slow
 def test_a_command_stays_in_the_machine(tmp_path, scene, tools):
     """A real process, cut off and traced; nothing is written below HOME."""
     outcome = air_gap.run(tmp_path, scene=scene, scale=0.01)

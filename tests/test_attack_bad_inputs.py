@@ -27,6 +27,7 @@ def cases():
     return every_case()
 
 
+@pytest.mark.slow
 def test_a_slice_of_every_family_finds_no_failure(tmp_path):
     outcome = run(tmp_path, scale=QUICK)
     assert outcome.failures == ()
@@ -76,6 +77,7 @@ def fall(*_):
     raise RecursionError("as deep as it goes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("instead", "fault"),
     [

@@ -30,6 +30,7 @@ filelock.FileLock = Marker
 WON, GAVE_WAY = Done(0, "", "", 1.0, 0), Done(5, "", "Error: Another process is writing to {out}; wait.", 0.1, 0)
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_crowds_finds_nothing(scene, zygote, tmp_path):
     """Of one input, and of two, one process wins and the others say why they do not."""
     outcome = run(tmp_path, scene=scene, zygote=zygote, scale=0.04, seed=6)

@@ -7,6 +7,7 @@ import pytest
 pytest_plugins = ["grounds", "weakened"]
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_disk_faults_finds_nothing(tmp_path, scene, zygote):
     from attacks.disk_faults import run
 

@@ -31,6 +31,7 @@ def prepared(scene, zygote, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_cases_finds_nothing(scene, zygote, prepared, tmp_path):
     """One of each kind is refused by the command that reads it."""
     cases = all_cases(prepared)
@@ -41,6 +42,7 @@ def test_a_slice_of_the_cases_finds_nothing(scene, zygote, prepared, tmp_path):
     assert [(str(one.case), one.end) for one in judged if one.wrong] == []
 
 
+@pytest.mark.slow
 def test_a_command_that_takes_what_it_should_refuse_is_found(scene, zygote, prepared, tmp_path):
     """A case that does no harm stands for one that is not seen."""
     unseen = Case("cnn", "nothing", lambda root: None)

@@ -27,6 +27,7 @@ def prepared(scene, zygote, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ATTACKED, ids=lambda target: target.name)
 def test_a_slice_of_the_mutants_finds_nothing(prepared, tmp_path, target):
     """Each mutant is refused, but for those that came out as they were."""
@@ -36,6 +37,7 @@ def test_a_slice_of_the_mutants_finds_nothing(prepared, tmp_path, target):
     assert tally.ends["refused"] >= 5
 
 
+@pytest.mark.slow
 def test_an_index_with_the_right_hash_is_refused_or_read(prepared, zygote, tmp_path):
     """In a process apart, which lives to tell."""
     tally, most_mb = Herd("features", "studies.parquet", 12, "vouched").read(prepared, tmp_path, zygote, seed=0)
@@ -51,6 +53,7 @@ class Anything(str):
         return False
 
 
+@pytest.mark.slow
 def test_a_package_that_looks_at_no_hash_is_found(prepared, tmp_path, monkeypatch):
     """Changed weights, and changed embeddings, are then read in silence."""
     for module in (weights, store):
@@ -60,6 +63,7 @@ def test_a_package_that_looks_at_no_hash_is_found(prepared, tmp_path, monkeypatc
         assert any("was read in silence" in failure for failure in tally.failures)
 
 
+@pytest.mark.slow
 def test_the_death_of_a_reader_is_found(prepared, tmp_path):
     """The mutant that was read last is named."""
 

@@ -17,6 +17,7 @@ pytest_plugins = ["grounds"]
 BUNDLE, FEATURES, CNN = TARGETS[:3]
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_gadgets_finds_nothing(scene, zygote, tmp_path):
     """In place of files of a bundle and of a run nothing is executed, and all but two would be, elsewhere."""
     outcome = run(tmp_path, scene=scene, zygote=zygote, scale=0.05, targets=(BUNDLE, CNN))
@@ -25,6 +26,7 @@ def test_a_slice_of_the_gadgets_finds_nothing(scene, zygote, tmp_path):
     assert outcome.figures["gadgets that work on careless loaders"] == len(build_gadgets(tmp_path / "canary")) - 2
 
 
+@pytest.mark.slow
 def test_a_package_that_unpickles_is_found(scene, zygote, tmp_path, monkeypatch):
     """Where weights are read by torch.load as it once was, a gadget with the right hash is executed."""
     prepare(tmp_path / "prepared", scene, zygote, [BUNDLE])
@@ -35,6 +37,7 @@ def test_a_package_that_unpickles_is_found(scene, zygote, tmp_path, monkeypatch)
     assert not any("was executed" in failure for failure in failures if "vouched" not in failure)
 
 
+@pytest.mark.slow
 def test_a_reader_that_fails_is_found(scene, zygote, tmp_path, monkeypatch):
     """An error that is no refusal is told with the place where it came about."""
     prepare(tmp_path / "prepared", scene, zygote, [FEATURES])

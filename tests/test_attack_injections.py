@@ -38,6 +38,7 @@ def test_there_are_sixty_payloads_of_names_and_file_names_of_their_own():
     assert not [payload for payload in PAYLOADS if set("/\0") & set(payload.file_name)]
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_attack_finds_nothing(attack):
     """A folder of hostile files predicted, and some texts refused."""
     outcome = attack()
@@ -55,6 +56,7 @@ def test_every_command_on_hostile_input_leaves_nothing_active(attack):
     )
 
 
+@pytest.mark.slow
 def test_a_package_that_escapes_nothing_is_found_out(attack):
     """The control: markup becomes tags."""
     failures = attack(payloads=MARKED[:6], weakness="escape_nothing").failures
@@ -62,6 +64,7 @@ def test_a_package_that_escapes_nothing_is_found_out(attack):
     assert any("onerror=" in failure for failure in failures)
 
 
+@pytest.mark.slow
 def test_a_package_that_repeats_what_it_is_told_is_found_out(attack):
     """The control of the terminal: escape sequences and forged lines reach it."""
     chosen = [payload for payload in PAYLOADS if payload.name in ("title", "line", "bidi", "backspaces", "tab", "link")]
@@ -69,6 +72,7 @@ def test_a_package_that_repeats_what_it_is_told_is_found_out(attack):
     assert any("stderr: letters U+0007, U+001B" in failure for failure in failures)
 
 
+@pytest.mark.slow
 def test_no_page_runs_what_is_planted(attack, browser, tmp_path):
     """In a browser no alert is opened, nothing is asked for and nothing is said; no policy had to step in."""
     attack(payloads=MARKED)

@@ -9,6 +9,7 @@ import pytest
 pytest_plugins = ["grounds", "weakened"]
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_interruptions_finds_nothing(tmp_path, scene, zygote):
     from attacks.interruptions import POINTS, run
 
@@ -33,11 +34,13 @@ def interrupt(tmp_path, scene):
     return attempt
 
 
+@pytest.mark.slow
 def test_a_package_that_does_not_hear_signals_does_not_survive_them(interrupt, weak_zygote):
     attack = interrupt(weak_zygote, "in_child", 0.02)
     assert any("it ended with 0, not 143" in failure for failure in attack.failures)
 
 
+@pytest.mark.slow
 def test_a_real_start_is_interrupted(interrupt, zygote):
     attack = interrupt(zygote, "in_start", 0.3)
     assert attack.failures == []

@@ -8,6 +8,8 @@ import pytest
 
 pytest_plugins = ["grounds", "weakened"]
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_slice_of_the_kills_finds_nothing(tmp_path, scene, zygote):
     from attacks.kills import POINTS, run
@@ -18,7 +20,6 @@ def test_a_slice_of_the_kills_finds_nothing(tmp_path, scene, zygote):
     assert outcome.figures["struck"] >= 2
 
 
-@pytest.mark.slow
 def test_writing_in_place_does_not_survive_the_kills(tmp_path, scene, weak_zygote):
     from attacks.kills import POINTS, run
 

@@ -28,6 +28,7 @@ def broken(tmp_path):
     return try_
 
 
+@pytest.mark.slow
 def test_a_few_studies_are_told_alike_however_they_are_stored(tmp_path):
     """Every relation holds for a study of several slices and one of one, and every alteration is seen."""
     outcome = run(tmp_path, scale=0.04)
@@ -58,6 +59,7 @@ def test_studies_are_various():
     assert any(study.tilt_deg for study in drawn)
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_runs(tmp_path):
     """Figures and failures are repeated; another seed has other figures."""
     chosen = [relation for relation in RELATIONS if relation.name == "finer pixels"]
@@ -66,6 +68,7 @@ def test_the_same_seed_makes_the_same_runs(tmp_path):
     assert one.figures != other.figures
 
 
+@pytest.mark.slow
 def test_slices_in_the_order_of_names_are_found_out(broken, monkeypatch):
     """A reader that believes names."""
 

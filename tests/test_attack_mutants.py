@@ -52,6 +52,7 @@ def attack(tmp_path):
     return lambda scale, **weakened: mutants.run(tmp_path, scale=scale, shared=tmp_path, **weakened)
 
 
+@pytest.mark.slow
 def test_no_mutant_of_a_slice_of_the_attack_does_harm(attack):
     """Hundreds of spoilt headers and frames: refused, or read as they say."""
     outcome = attack(SLICE)
@@ -65,6 +66,7 @@ def test_no_mutant_of_a_slice_of_the_attack_does_harm(attack):
     assert "HTJ2K" in outcome.figures["codecs skipped"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_guesses_mistakes_shapes_and_lets_exceptions_escape_is_found(attack):
     """Each fault is told; the death of a decoding process is none, and counted."""
     outcome = attack(TINY, read=careless, read_pixels=clumsy)

@@ -24,6 +24,7 @@ def attack(monkeypatch, tmp_path, scene, zygote):
     return attack
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_attack_finds_nothing(attack):
     """Predict on files that name people, whole and broken; with --phi they are named, so canaries can be found."""
     outcome = attack(0.1)
@@ -38,6 +39,7 @@ def test_no_command_tells_a_canary(attack):
     assert attack(1.0).failures == ()
 
 
+@pytest.mark.slow
 def test_a_patient_in_a_column_is_found(attack):
     """The control: the scanner's column tells Patient IDs."""
     assert any(
@@ -45,6 +47,7 @@ def test_a_patient_in_a_column_is_found(attack):
     )
 
 
+@pytest.mark.slow
 def test_a_patient_in_a_temporary_file_is_found(attack):
     """The control: in UTF-16, and left behind."""
     failures = attack(0.01, "note_patients").failures

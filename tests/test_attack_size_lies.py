@@ -34,6 +34,7 @@ def blind(header: SliceHeader) -> np.ndarray:
     return np.zeros((header.rows, header.columns), np.float32)
 
 
+@pytest.mark.slow
 def test_no_lie_of_a_slice_of_the_attack_is_believed(tmp_path):
     """Frames of another size are refused; the same frames, rightly described, come back bit for bit."""
     outcome = size_lies.run(tmp_path, scale=SLICE)

@@ -44,6 +44,7 @@ def samples(*, every=83, mb_a_study=0.0, files_a_study=0.0, slower=0.0, a_study_
     ]
 
 
+@pytest.mark.slow
 def test_a_short_soak_finds_nothing(tmp_path):
     """Each command once over few studies, with a figure for each thing that is judged."""
     outcome = run(tmp_path, scale=0.003)
@@ -55,6 +56,7 @@ def test_a_short_soak_finds_nothing(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name != "bundle"]
 
 
+@pytest.mark.slow
 def test_a_process_that_keeps_memory_and_files_is_found_out(tmp_path, monkeypatch):
     """20 KB and a file a study are told as 20 MB per 1,000 and as a range of open files."""
     monkeypatch.setattr(soak, "STUDIES", {soak.PREDICT: 10_000})
@@ -63,6 +65,7 @@ def test_a_process_that_keeps_memory_and_files_is_found_out(tmp_path, monkeypatc
     assert "open files range from" in files
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failure(tmp_path, monkeypatch):
     """Its exit code is told."""
     monkeypatch.setattr(soak, "STUDIES", {soak.REPORT: 60})

@@ -398,6 +398,7 @@ def test_a_card_that_is_no_card_is_refused(root, text):
         load_bundle(root, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
@@ -431,6 +432,7 @@ def test_a_card_with_a_hole_is_refused(root, part):
     assert described(whole).keys() == refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -49,6 +49,7 @@ def slowly(base: np.ndarray, refined: np.ndarray, targets: np.ndarray) -> list[f
     return chosen
 
 
+@pytest.mark.slow
 @given(rows=st.integers(1, 40), seed=st.integers(0, 10**6))
 @settings(deadline=None, max_examples=30)
 def test_the_shares_are_those_of_a_slow_loop(rows, seed):
@@ -92,6 +93,7 @@ def test_a_label_without_positives_keeps_the_base(label):
     assert choose_shares(base, refined, targets).tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 5])
 def test_a_gain_counts_if_it_is_larger_than_two_standard_errors_over_studies(slices):
     """By hand, study after study: the sum of what each saves against 2 sqrt(B) times the deviation of these sums."""

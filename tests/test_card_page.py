@@ -220,6 +220,7 @@ def test_every_hash_is_on_the_page(card, page):
     assert {sha256 for sha256 in hashes(card) if sha256 not in page.text} == set()
 
 
+@pytest.mark.slow
 def test_the_page_is_sound(card, browser, tmp_path):
     """In a browser, wide and narrow, light and dark; the same card makes the same bytes."""
     (tmp_path / "card.html").write_bytes(card_page(card))

@@ -249,6 +249,7 @@ def test_finished_folds_are_not_trained_again(phantoms, trained, monkeypatch):
     assert again.figures == trained.figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [ENCODER, HELD_OUT, FOLD])
 def test_a_fold_whose_files_were_changed_is_trained_again(phantoms, trained, tmp_path, damaged):
     """To the bytes that were there before; the other folds stay."""
@@ -262,6 +263,7 @@ def test_a_fold_whose_files_were_changed_is_trained_again(phantoms, trained, tmp
     assert tree(out) == tree(trained.out)
 
 
+@pytest.mark.slow
 def test_one_fold_and_then_all_is_the_same_as_all(phantoms, trained, one_fold, tmp_path):
     """Whichever fold comes first, the run ends at the same bytes."""
     out = tmp_path / "cnn"
@@ -275,6 +277,7 @@ def test_one_fold_and_then_all_is_the_same_as_all(phantoms, trained, one_fold, t
     assert tree(out) == tree(trained.out)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_fold_ends_at_the_same_bytes_with_any_workers(phantoms, trained, tmp_path):
     """Broken off again and again, taken up with two workers and with none: encoders, logits and record are the same."""
     out, killed = tmp_path / "cnn", 0
@@ -296,6 +299,7 @@ def test_a_run_killed_in_every_fold_ends_at_the_same_bytes_with_any_workers(phan
     assert tree(out) == tree(trained.out)
 
 
+@pytest.mark.slow
 def test_how_often_a_state_is_written_is_no_part_of_a_run(phantoms, one_fold, tmp_path):
     """Who is killed for the second time may ask for more states, and goes on to the same bytes."""
     out = tmp_path / "cnn"
@@ -816,6 +820,7 @@ def test_the_final_network_learns_from_every_patient_and_leaves_the_folds_as_the
     assert len(seen[0].watch) == 0
 
 
+@pytest.mark.slow
 def test_the_final_network_alone_is_a_run_without_figures(phantoms, tmp_path):
     """So an encoder can be begun on other data; the command says where it is, and judges nothing."""
     done = run(*command(phantoms, tmp_path / "cnn"), "--fold", "final", "--workers", 0)
@@ -834,6 +839,7 @@ def test_a_final_network_that_is_to_stop_early_is_refused(phantoms, tmp_path):
         train(phantoms, tmp_path / "cnn", "cnn.patience=2", fold="final")
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_run_with_a_final_network_holds_it_alone(with_final, phantoms, tmp_path):
     """Training studies are embedded by the networks of their folds as before; the bundle has the final one."""
     out, _ = with_final

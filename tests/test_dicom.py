@@ -861,6 +861,7 @@ def test_a_deflated_file_is_read_as_any_other(tmp_path, write_slice, meta_bytes)
     np.testing.assert_array_equal(read_hounsfield(sound(deflated(path, meta_bytes=meta_bytes))), plain)
 
 
+@pytest.mark.slow
 def test_a_deflated_file_is_inflated_to_a_slice_and_no_further(tmp_path, write_slice):
     """A small file that would inflate to 256 MB is refused in the memory of the largest slice."""
     path = deflated(write_slice(tmp_path / "a.dcm"), zeros=2**28)

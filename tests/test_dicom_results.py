@@ -265,6 +265,7 @@ def uids(summary) -> dict[str, tuple[str, str]]:
     return {p.name: (d.SOPInstanceUID, d.SeriesInstanceUID) for p in summary.dicom_results for d in [dcmread(p)]}
 
 
+@pytest.mark.slow
 def test_a_second_run_replaces_the_objects_of_the_first(run, done, dicom, tmp_path):
     """The same UIDs for the same input; other ones for another bundle, and, of a series, for other slices."""
     one, another = uids(done), uids(run("another"))
@@ -601,6 +602,7 @@ def test_a_hundred_varied_results_conform(study, tmp_path):
     check_varied(study, tmp_path, range(3, 103))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ge_head_tilt", "codecs_head_ct2", "philips_phantom_mixed", "cq500_693"])
 def test_real_studies_have_conformant_objects(shared_data, bundle, tmp_path, name):
     """As scanners of several makers wrote them."""

@@ -230,6 +230,7 @@ sys.exit(any(os.wait()[1] for _ in (1, 2)) if rank == 0 else 0)
 """
 
 
+@pytest.mark.slow
 def test_processes_share_out_and_refuse_together(tmp_path):
     """What all hold comes to the first, in messages of three; parts come from it; any refusal is everybody's."""
     (tmp_path / "share.py").write_text(SHARING)

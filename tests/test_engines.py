@@ -47,6 +47,7 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a - b).norm(dim=1) / b.norm(dim=1)).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "weights", "slices"),
     [
@@ -66,6 +67,7 @@ def test_openvino_gives_the_embeddings_of_torch(arch, weights, slices):
     assert relative_error(openvino_s, torch_s) < TOLERANCE / 100
 
 
+@pytest.mark.slow
 def test_openvino_takes_batches_of_any_size():
     """Studies are of every length, and the last batch of each is smaller."""
     pytest.importorskip("openvino")
@@ -88,6 +90,7 @@ def test_openvino_takes_pairs_of_slices_at_most():
     assert Embedder(encoder, replace(PLAIN, batch_size=64), CPU).batch_size == 64
 
 
+@pytest.mark.slow
 def test_openvino_leaves_it_to_the_system_which_cores_it_computes_on():
     """Pinned threads of several processes would all lie on the first cores: two ranks would share one."""
     pytest.importorskip("openvino")
@@ -123,6 +126,7 @@ def test_openvino_results_outlive_the_next_batch():
     torch.testing.assert_close(first, kept)
 
 
+@pytest.mark.slow
 def test_openvino_asked_by_many_threads_at_once_answers_each_as_if_alone():
     """More threads than streams, studies of other lengths: each gets the bytes that it gets with nobody beside it."""
     pytest.importorskip("openvino")
@@ -134,6 +138,7 @@ def test_openvino_asked_by_many_threads_at_once_answers_each_as_if_alone():
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
+@pytest.mark.slow
 def test_openvino_gives_the_same_bytes_on_any_number_of_cores(monkeypatch):
     """A study is computed on one core; how many others there are changes nothing."""
     pytest.importorskip("openvino")
@@ -147,6 +152,7 @@ def test_openvino_gives_the_same_bytes_on_any_number_of_cores(monkeypatch):
     assert torch.equal(*seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_half_precision_is_close_and_not_the_same(engine):
     """bf16 is another computation, so it must be asked for; it stays in the neighbourhood."""
@@ -181,6 +187,7 @@ def test_views_are_averaged_in_feature_space():
     torch.testing.assert_close(both, (alone(hu).features + alone(hu.flip(-1)).features) / 2)
 
 
+@pytest.mark.slow
 def test_all_eight_views_work_on_every_engine():
     """Views are made before the engine, so both average the same ones."""
     pytest.importorskip("openvino")
@@ -192,6 +199,7 @@ def test_all_eight_views_work_on_every_engine():
     assert relative_error(torch_s, Embedder(encoder, PLAIN, CPU)(hu).features) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_logits_are_the_head_s_of_the_mean_embedding(engine):
     """Whatever the engine, the head is applied in float32 to the embeddings it returned."""
@@ -221,6 +229,7 @@ print("alive")
 """
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_openvino_network_is_gone_is_heard():
     """The engine moves the signal stack; were it freed with the network, Ctrl-C would be a segmentation fault."""
     pytest.importorskip("openvino")

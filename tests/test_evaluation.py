@@ -162,6 +162,7 @@ def test_reliability_is_of_the_first_predictor(judged):
             assert sum(b["rows"] for b in bins) == rows
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes(judged, given, tmp_path, request):
     """Seeded resamples, sorted keys: byte for byte the same; another seed draws other intervals of the same values."""
     evaluate(given / "slices.csv", given / "labels.csv", tmp_path, resamples=100)
@@ -212,6 +213,7 @@ def training(**changed: object) -> dict[str, Any]:
     return CARD["training"] | changed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_charts")
 def test_a_bundle_tells_whether_it_learnt_from_these_labels(given, bundle, tmp_path):
     """By the SHA-256 of label file and card; its card becomes a page, and answers items of the checklist."""
@@ -325,6 +327,7 @@ def estimate(figure: dict[str, float] | None, decimals: int = 3) -> str:
     return f"{value} [{low}, {high}]"
 
 
+@pytest.mark.slow
 def test_the_page_is_sound(judged, browser):
     """In a browser, wide and narrow, light and dark: nothing runs, nothing is fetched, nothing lacks a name."""
     browser.assert_sound(judged.out / "evaluation.html")
@@ -596,6 +599,7 @@ def test_matrix_and_scanner_are_subgroups_where_they_are_known(given, judged, tm
 # Text of others
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_charts")
 def test_hostile_text_in_the_tables_is_text(given, browser, tmp_path):
     """A script as study, slice, scanner, patient, predictor and reason is read on the page and runs nowhere."""

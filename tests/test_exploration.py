@@ -149,6 +149,7 @@ def test_the_flat_table_has_every_number_of_the_json(explored):
     assert float(row["value"]) == explored.exploration["profile"]["share"]["any"][10]
 
 
+@pytest.mark.slow
 def test_a_second_run_and_other_names_give_the_same_bytes(explored, phantoms, tmp_path):
     """Files under other names, in subfolders, labels in another order: every byte is the same but for rejected.csv."""
     folder = tmp_path / phantoms.dicom.name
@@ -163,6 +164,7 @@ def test_a_second_run_and_other_names_give_the_same_bytes(explored, phantoms, tm
     assert same == other
 
 
+@pytest.mark.slow
 def test_a_table_of_slices_tells_what_its_files_tell(explored, slices, tmp_path):
     """The same figures but for what only files hold; in any order of rows, to the byte."""
     (tmp_path / "b").mkdir()
@@ -180,6 +182,7 @@ def test_a_table_of_slices_tells_what_its_files_tell(explored, slices, tmp_path)
     assert set(found[0].exploration["absent"]) == {"windows", "montages"}
 
 
+@pytest.mark.slow
 def test_labels_beside_a_table_stand_in_for_its_own(slices, tmp_path):
     """Only the first half of the slices is labelled there; the others are counted as unlabelled."""
     slices.to_csv(tmp_path / "t.csv", index=False)
@@ -224,6 +227,7 @@ def test_a_table_of_studies_tells_prevalence_of_studies_and_patients(tmp_path):
     assert table["patient"].tolist() == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.slow
 def test_text_of_others_is_never_markup(write_slice, tmp_path):
     """Script in the scanner's name, in file names and in the folder's is none on the page; in a UID it is refused."""
     folder = tmp_path / "<script>alert(1)<"
@@ -277,6 +281,7 @@ def test_the_page_is_one_file_without_scripts_and_its_tables_are_named(explored)
     assert page.count("<figure>") >= page.count("<figcaption>")
 
 
+@pytest.mark.slow
 def test_a_browser_finds_the_page_sound(explored, browser):
     """Nothing runs, nothing is asked for, nothing reaches beyond a phone's edge, and all has a name to be read out."""
     browser.assert_sound(explored.out / "exploration.html")
@@ -302,6 +307,7 @@ def test_quirks_and_formats_are_counted(write_slice, tmp_path):
     assert formats["transfer_syntax"] == {"Explicit VR Little Endian": 4}
 
 
+@pytest.mark.slow
 def test_rejected_files_end_with_3_and_are_listed(write_slice, write_labels, tmp_path):
     """The command does what it can, says what it left out, and its stdout has counts and prevalence."""
     folder = tmp_path / "dicom"
@@ -377,6 +383,7 @@ def test_the_python_call_stands_beside_the_command():
     assert next(iter(cli.commands)) == "explore"
 
 
+@pytest.mark.slow
 def test_real_labels_show_what_is_known_of_them(shared_data, tmp_path):
     """RSNA's 1,110 studies: 13.6 % of slices bleed, neighbours agree in 96.6 %, four in ten studies have two zones."""
     found = explore(shared_data / "rsna_tables" / "stage1test_slices.csv.gz", tmp_path / "out").exploration

@@ -187,6 +187,7 @@ def network_of(task: Task, tensors: dict[str, Tensor]) -> SliceNetwork:
 # Learning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_network_learns_what_any_eye_can_tell(bleeds, tmp_path, precision):
     """On blobs of blood the loss on patients not learnt from falls below half of what the prevalence scores.
@@ -340,6 +341,7 @@ def test_watched_labels_move_no_weight(bleeds, tmp_path):
     assert watched(one) != watched(other)
 
 
+@pytest.mark.slow
 def test_slices_that_are_neither_learnt_from_nor_watched_have_no_part(bleeds, tmp_path):
     """With early stopping the fold held out is such: its labels change nothing at all."""
     targets = bleeds.targets.copy()
@@ -402,6 +404,7 @@ print(len(first[0]), [torch.equal(a, b) for other in others for a, b in zip(firs
 """
 
 
+@pytest.mark.slow
 def test_processes_and_threads_read_the_same_bytes(bleeds):
     """On a CPU threads read ahead, for a GPU processes do; in a process of its own, as these are forked."""
     root = bleeds.header(0).path.parents[1]
@@ -410,6 +413,7 @@ def test_processes_and_threads_read_the_same_bytes(bleeds):
     assert done.stdout.strip() == f"64 {[True] * 6}", done.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_learnt_like_a_whole_one(bleeds, tmp_path):
     """With a LayerNorm network the gradients of the parts add up to those of the batch, but for rounding."""
     whole, parts = (train(task_on(bleeds, accumulate=n), tmp_path / str(n)) for n in (1, 4))
@@ -438,6 +442,7 @@ def until_done(task: Task, root: Path, every: int) -> tuple[Fitted, int]:
     raise AssertionError("never done")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [BATCH_NORM, LAYER_NORM])
 def test_a_training_killed_again_and_again_ends_at_the_same_bytes(bleeds, tmp_path, arch):
     """Dropout, averages, drawn slices, parts of batches and the head's own time: all go on where they were."""
@@ -448,6 +453,7 @@ def test_a_training_killed_again_and_again_ends_at_the_same_bytes(bleeds, tmp_pa
     assert in_bytes(broken) == in_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_training_that_stops_early_is_taken_up_too(bleeds, tmp_path):
     """The best epoch so far and its weights are part of a state."""
     task = worsening(bleeds, epochs=12, patience=2, checkpoint_minutes=0)
@@ -506,6 +512,7 @@ def test_a_finished_training_is_not_run_again(bleeds, tmp_path):
     assert in_bytes(again) == in_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_none(bleeds, tmp_path):
     """A training beside half a state starts afresh, to the same end."""
     whole = train(task_on(bleeds), tmp_path)
@@ -517,6 +524,7 @@ def test_a_damaged_state_is_none(bleeds, tmp_path):
     assert in_bytes(again) == in_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "saved"), [(0, [1, 2, 3, 4, 5, 6]), (60, [3, 6])])
 def test_states_come_at_their_interval_and_after_each_epoch(bleeds, tmp_path, monkeypatch, minutes, saved):
     """Every so many minutes, and at the end of an epoch whatever the clock says."""
@@ -548,6 +556,7 @@ def test_sigterm_leaves_a_state_and_ends_with_143(bleeds, tmp_path):
 # What is told on the way
 
 
+@pytest.mark.slow
 def test_log_and_progress_tell_how_far_it_has_come(bleeds, tmp_path):
     """A loss every few steps, two an epoch, and every step counted."""
     logged, steps = [], []
@@ -596,6 +605,7 @@ def test_slices_that_cannot_be_read_are_reported_and_training_goes_on(damaged, t
     assert loss == pytest.approx(watched(fitted)[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_refused_slices_outlive_a_kill(damaged, tmp_path):
     """What the first half could not read is still named when the second half alone would not have met it."""
     slices, victims = damaged

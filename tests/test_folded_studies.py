@@ -68,6 +68,7 @@ def test_studies_of_folds_left_out_are_never_learnt_from(data):
             assert not away & {s.features.patient_key for s in studies}
 
 
+@pytest.mark.slow
 def test_base_logits_come_from_a_classifier_that_saw_neither_the_study_nor_the_folds_left_out(data):
     """Refitted by hand on the other patients alone, the classifier gives each study exactly its base logits."""
     fold_of = {s.features.study_uid: f for s, f in zip(data.studies, data.folds.tolist(), strict=True)}

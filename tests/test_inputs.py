@@ -289,6 +289,7 @@ def test_an_odd_dicomdir_is_survived(study, tmp_path, how):
     assert fates(find_studies(tmp_path / "DICOMDIR")) == wanted
 
 
+@pytest.mark.slow
 def test_a_huge_dicomdir_ends_in_time(study, tmp_path):
     """Records without measure are refused in seconds, in little memory."""
     (tmp_path / "DICOMDIR").write_bytes(dicomdir(*[b"\xfe\xff\x00\xe0\0\0\0\0"] * 400_000))

@@ -230,6 +230,7 @@ def test_a_damaged_or_absent_file_is_refused_by_name(tmp_path, name):
         read_labels(path)
 
 
+@pytest.mark.slow
 def test_the_real_training_labels_have_the_published_prevalences(shared_data):
     """All 674,126 slices of RSNA stage 1 are read and hold the published share of each label."""
     read = read_labels(shared_data / "rsna_tables" / "stage1train_labels.csv.gz")

@@ -184,6 +184,7 @@ def test_whole_patients_are_drawn():
     assert (per_patient == 0).mean() == pytest.approx((2 / 3) ** 3, abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_a_slow_bootstrap():
     """A plain loop that joins the rows of patients drawn by a generator of its own gives the same interval."""
     keys, scores, y = clustered(40, 8, seed=0)
@@ -229,6 +230,7 @@ def test_clustered_rows_give_a_wider_interval_than_independent_ones():
     assert honest.high - honest.low > 1.5 * (naive.high - naive.low)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     """In 300 simulated data sets of 40 patients the interval of a mean holds the true mean in 90 to 98 of 100."""
     rng = np.random.default_rng(5)

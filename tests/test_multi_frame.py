@@ -488,6 +488,7 @@ def test_single_files_may_not_grow_with_the_limit_of_many_frames(tmp_path, write
     assert reason(write_slice(tmp_path / "b.dcm", stored=np.zeros((64, 64)))) == Reason.TOO_LARGE
 
 
+@pytest.mark.slow
 @given(place=st.integers(0, 4000), change=st.binary(min_size=1, max_size=6))
 @settings(deadline=None, max_examples=150)
 def test_a_spoilt_file_ends_as_verdicts(tmp_path_factory, place, change):

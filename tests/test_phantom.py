@@ -246,6 +246,7 @@ def test_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert again.n_slices < many.n_slices
 
 
+@pytest.mark.slow
 def test_worker_processes_write_the_same_bytes(tmp_path: Path) -> None:
     """Two workers leave the files of none behind, and their studies are reported in order."""
     calls: list[tuple[str, int, int]] = []

@@ -96,6 +96,7 @@ def test_the_counts_add_up(features: Path, phantoms: PhantomSet) -> None:
     assert len(pd.read_csv(features / "rejected.csv")) == counts["excluded"] + counts["rejected"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_the_store_is_the_same_for_any_number_of_workers(
     phantoms: PhantomSet, features: Path, tmp_path: Path, workers: int
@@ -124,6 +125,7 @@ def test_openvino_embeds_studies_side_by_side_as_one_by_one(
     assert (counts["used"], counts["rejected"]) == (phantoms.n_slices - 1, 1)
 
 
+@pytest.mark.slow
 def test_file_names_and_folders_change_nothing(phantoms: PhantomSet, features: Path, tmp_path: Path) -> None:
     """The same files, renamed without suffix and spread over nested folders, give the same features."""
     for i, path in enumerate(sorted(phantoms.dicom.iterdir(), reverse=True)):
@@ -137,6 +139,7 @@ def test_file_names_and_folders_change_nothing(phantoms: PhantomSet, features: P
     assert all(stored[name] == again[name] for name in studies)
 
 
+@pytest.mark.slow
 def test_a_run_killed_half_way_resumes_to_the_same_bytes(phantoms: PhantomSet, features: Path, tmp_path: Path) -> None:
     """kill -9 at a moment when some studies are done; the second run finishes only the others."""
     out = tmp_path / "killed"
@@ -270,6 +273,7 @@ def test_a_damaged_slice_costs_itself_only(phantoms: PhantomSet, bundle: Path, r
     )
 
 
+@pytest.mark.slow
 def test_the_python_calls_do_what_the_commands_do(
     phantoms: PhantomSet, bundle: Path, results: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +284,7 @@ def test_the_python_calls_do_what_the_commands_do(
     assert ich_seq.extract_features.__module__ == "ich_seq.extraction"
 
 
+@pytest.mark.slow
 def test_features_of_another_encoder_are_not_taken_up(phantoms: PhantomSet, features: Path, tmp_path: Path) -> None:
     """Changing a setting that changes embeddings redoes every study in the folder."""
     shutil.copytree(features, tmp_path / "store")
@@ -294,6 +299,7 @@ def test_features_of_another_encoder_are_not_taken_up(phantoms: PhantomSet, feat
     assert all(old[name] != new[name] for name in names)
 
 
+@pytest.mark.slow
 def test_no_patient_text_reaches_an_output(phantoms: PhantomSet, bundle: Path, tmp_path: Path) -> None:
     """Name, ID, birth date and hospital of a patient are in no file that any command writes."""
     import pydicom
@@ -313,6 +319,7 @@ def test_no_patient_text_reaches_an_output(phantoms: PhantomSet, bundle: Path, t
         assert not [p.name for p in files if b"CANARY" in p.read_bytes() or "CANARY" in p.name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as on POSIX")
 def test_sigterm_ends_with_143(phantoms: PhantomSet, tmp_path: Path) -> None:
     """A scheduler's polite kill is not taken for a crash, and leaves nothing half-written."""
@@ -340,6 +347,7 @@ def test_a_failed_run_leaves_no_older_results(bundle: Path, results: Path, tmp_p
     assert {p.name for p in (tmp_path / "out").iterdir()} <= {"rejected.csv", ".lock"}
 
 
+@pytest.mark.slow
 def test_an_output_inside_the_input_changes_nothing(phantoms: PhantomSet, bundle: Path, tmp_path: Path) -> None:
     """The second run does not see what the first one wrote."""
     shutil.copytree(phantoms.dicom, tmp_path / "in")
@@ -351,6 +359,7 @@ def test_an_output_inside_the_input_changes_nothing(phantoms: PhantomSet, bundle
     assert json.loads(first["run.json"])["counts"]["files"] == phantoms.n_files
 
 
+@pytest.mark.slow
 def test_extracting_into_a_folder_of_others_leaves_their_files(phantoms: PhantomSet, tmp_path: Path) -> None:
     """Files that this package did not write there as features are not its to remove."""
     (tmp_path / "out").mkdir()
@@ -376,6 +385,7 @@ def test_the_result_of_another_command_is_refused_as_a_folder_and_left_as_it_is(
     assert tree(tmp_path / "out") == tree(out)
 
 
+@pytest.mark.slow
 def test_every_way_to_run_the_encoder_has_its_own_fingerprint(phantoms: PhantomSet, tmp_path: Path) -> None:
     """Engine, precision, views and batch can move an embedding's last bits: each redoes the store, and is on record."""
     pytest.importorskip("openvino")
@@ -470,6 +480,7 @@ def test_a_study_is_embedded_by_the_network_that_did_not_learn_from_its_patient(
         assert sha256_file(by_folds / encoder_file(number)) == encoder.spec.sha256
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_there_yet_makes_in_sample_rows_that_training_refuses(
     phantoms: PhantomSet, headed_encoders, known, tmp_path: Path
 ) -> None:
@@ -492,6 +503,7 @@ def test_a_network_that_is_not_there_yet_makes_in_sample_rows_that_training_refu
     assert json.loads((tmp_path / "out" / "bundle.json").read_text())["training"]["studies"] == N_STUDIES
 
 
+@pytest.mark.slow
 def test_a_store_of_a_run_is_the_same_for_any_number_of_workers_and_taken_up(
     phantoms: PhantomSet, by_folds: Path, headed_encoders, known, tmp_path: Path
 ) -> None:
@@ -504,6 +516,7 @@ def test_a_store_of_a_run_is_the_same_for_any_number_of_workers_and_taken_up(
         assert tree(tmp_path / "s") == tree(by_folds)
 
 
+@pytest.mark.slow
 def test_new_studies_are_predicted_by_the_mean_of_all_networks(
     phantoms: PhantomSet, bundle_of_two: Path, headed_encoders, tmp_path: Path
 ) -> None:

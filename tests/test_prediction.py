@@ -181,6 +181,7 @@ def test_predicting_twice_gives_identical_pages(run):
     assert tree(run("one")) == tree(run("another"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("report", [True, False])
 def test_what_an_older_run_left_is_no_part_of_this_one(run, dicom, tmp_path, report):
     """Of fewer studies there are fewer pages, of a run without a report none; somebody else's file is kept."""

@@ -177,6 +177,7 @@ def test_the_card_says_whose_figures_they_are(bundle, given):
     assert 32 not in answers
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_bundle_and_does_not_say_what_it_learnt_from(bundle, tmp_path):
     """Nobody here knows with which label file it was trained."""
     drawn = write_dataset(tmp_path, n_studies=2, matrix=64)

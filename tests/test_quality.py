@@ -52,6 +52,7 @@ ORACLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", ORACLES)
 def test_figures_and_their_resamples_are_those_of_the_oracle(sample, figure):
     """The data as they are, and each resample by itself with weights: the same numbers, hence the same interval."""

@@ -89,6 +89,7 @@ def test_whoever_stops_listening_ends_the_readers():
     assert set(begun) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_reader_computes_on_one_core_and_nobody_else_is_held_to_it():
     """Three cores for the others, before and after, in threads that begin later too."""
     command = [sys.executable, "-c", CORES]

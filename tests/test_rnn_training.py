@@ -107,6 +107,7 @@ def test_a_run_writes_a_bundle_that_says_something(trained, make_study):
     assert told == [("training sequence models", i + 1, every) for i in range(every)]
 
 
+@pytest.mark.slow
 def test_models_that_learnt_nothing_are_counted(trained, given, tmp_path):
     """With a rate that ruins every step each model stays as it started, and summary, card and model say so."""
     summary = train_rnn(given[0], given[1], tmp_path, changed(CONFIG, learning_rate=1e4), device="cpu")
@@ -117,6 +118,7 @@ def test_models_that_learnt_nothing_are_counted(trained, given, tmp_path):
     assert not any(model.silent for model in load_bundle(trained[0].out, CPU).models)
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes(trained, given, tmp_path):
     """Run again into another folder, every file of the bundle is byte for byte the same: weights, figures, card."""
     store, labels, _ = given
@@ -201,6 +203,7 @@ def test_the_figures_are_out_of_fold(trained):
 # Refusals
 
 
+@pytest.mark.slow
 def test_the_operating_points_are_chosen_where_the_figures_are(given, tmp_path, monkeypatch):
     """Of the blend, study by study, out of fold; and the loaded bundle has those of its card."""
     judged = []
@@ -289,6 +292,7 @@ def changed(config: Config, **train: object) -> Config:
     return Config.model_validate(config.model_dump() | {"train": config.train.model_dump() | train})
 
 
+@pytest.mark.slow
 def test_an_encoder_of_unknown_training_is_refused_unless_vouched_for(given, tmp_path):
     """Weights from a file may have seen these patients: refused with the setting's name, and run once it is given."""
     store = Path(shutil.copytree(given[0], tmp_path / "store"))
@@ -375,6 +379,7 @@ def test_encoders_with_heads_go_into_the_bundle_as_they_are(trained_on_heads, he
     assert len(bundle.models) == FOLDS
 
 
+@pytest.mark.slow
 def test_folds_of_a_cnn_that_were_not_all_trained_are_bundled_in_their_order(
     given, make_study, write_store, headed_encoders, tmp_path
 ):
@@ -428,6 +433,7 @@ def test_the_figures_on_heads_are_out_of_fold(trained_on_heads):
         assert summary.figures[name]["slice_loss"]["value"] == pytest.approx(value, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_training_on_heads_twice_gives_the_same_bytes(trained_on_heads, headed, given, tmp_path):
     """Networks take the same turns every time: every file of the bundle is byte for byte the same."""
     again = train_rnn(headed, given[1], tmp_path / "again", CONFIG, device="cpu")
@@ -435,6 +441,7 @@ def test_training_on_heads_twice_gives_the_same_bytes(trained_on_heads, headed, 
     assert {p.name: p.read_bytes() for p in again.out.iterdir() if p.is_file()} == files
 
 
+@pytest.mark.slow
 def test_studies_known_to_their_network_are_refused_unless_allowed(
     headed, given, write_store, headed_encoders, tmp_path
 ):
@@ -523,6 +530,7 @@ def test_a_blend_is_what_the_bundle_says(trained):
     assert said.studies == pytest.approx(np.stack([study for _, study in by_bundle]), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "method"), [(1, "platt"), (2, "temperature")])
 def test_the_calibration_is_fitted_where_the_models_stopped(learnable, logits_alone, monkeypatch, seeds, method):
     """Models on the fold they stopped on, the mean of seeds, beside a base that did not see it: all rows together."""
@@ -582,6 +590,7 @@ def learnable(told_by_the_slice_below) -> tuple[FoldedStudies, Config]:
     return data, Config.model_validate({"rnn": RNN | {"dropout": 0.0}, "train": train})
 
 
+@pytest.mark.slow
 def test_what_only_neighbours_know_is_learnt(learnable):
     """A sign that the slice below carries is found by the GRU on patients it never saw; slices alone find nothing."""
     data, config = learnable

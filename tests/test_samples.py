@@ -287,6 +287,7 @@ def test_samples_have_the_shapes_and_types_that_training_takes(slices):
         assert refused == ()
 
 
+@pytest.mark.slow
 def test_the_same_key_is_the_same_sample_whatever_the_worker(folder, slices):
     """In this process or in another, in batches of any cut, each key gives the same bytes, corrupt slices too."""
     truncate(folder / "1.1-3.dcm")

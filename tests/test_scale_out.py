@@ -182,6 +182,7 @@ def test_a_refusal_of_one_machine_names_it(scene, zygote, tmp_path):
     assert done[1].stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "other"), [("extract-features", "--phi"), ("predict", "--no-report")])
 def test_processes_that_would_not_make_the_same_bytes_refuse(scene, zygote, tmp_path, command, other):
     """Another option, network, version or kind of processor on one machine would mix two results in one folder."""
@@ -192,6 +193,7 @@ def test_processes_that_would_not_make_the_same_bytes_refuse(scene, zygote, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_input_without_a_slice_ends_all_with_4(scene, zygote, tmp_path, command):
     (tmp_path / "notes").mkdir()
@@ -211,6 +213,7 @@ def test_a_folder_that_another_run_holds_is_refused_by_all(scene, zygote, tmp_pa
     assert "Another process is writing" in done[0].stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waiting", ["to join", "for its peer"])
 def test_sigterm_ends_a_process_that_waits_within_five_seconds(scene, zygote, tmp_path, waiting):
     """Whether the other has not come yet or works on: no call into gloo keeps the signal from being heard."""

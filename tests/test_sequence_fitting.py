@@ -62,7 +62,8 @@ def slowly(name: str):
     return pytest.param(name, marks=pytest.mark.slow)
 
 
-CASES = [name if "all on" in name or name in ("ema", "averaged epochs", "bf16") else slowly(name) for name in OPTIONS]
+AT_ONCE = ("gru, all on", "transformer, all on", "averaged epochs")
+CASES = [name if name in AT_ONCE else slowly(name) for name in OPTIONS]
 
 
 class Killed(Exception):  # noqa: N818 - stands for SIGKILL
@@ -183,6 +184,7 @@ def test_a_killed_training_of_more_averaged_epochs_than_ten_goes_on_in_their_ord
         assert all(torch.equal(meant[k], got[k]) for k in meant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minutes", [0.0, 1000.0])
 @pytest.mark.parametrize("dies_in", ["finish_epoch", "write_tensors", "write_json"])
 def test_killed_outside_a_step_it_ends_with_the_same_weights(task_of, tmp_path, monkeypatch, dies_in, minutes):
@@ -230,6 +232,7 @@ def test_a_training_that_is_over_is_not_done_again(task_of, tmp_path, dying):
     assert taken == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["a flipped bit", "cut short", "no tensors", "no facts", "text", "another's"])
 def test_a_damaged_state_begins_afresh_with_the_same_result(task_of, tmp_path, dying, harm):
     """Whatever happened to a state it is none, and the training starts at its first step."""
@@ -254,6 +257,7 @@ def test_a_damaged_state_begins_afresh_with_the_same_result(task_of, tmp_path, d
     assert same(ended, fit_sequence(task, None))
 
 
+@pytest.mark.slow
 def test_tasks_side_by_side_keep_to_their_own_states(task_of, tmp_path, dying):
     """A task of another name in the same folder begins at its own first step, and neither touches the other's."""
     one, other = task_of(name="stop-1"), task_of(name="stop-2", seed=3)
@@ -267,6 +271,7 @@ def test_tasks_side_by_side_keep_to_their_own_states(task_of, tmp_path, dying):
         assert taken[0] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 2, STEPS - 1, STEPS, 4 * STEPS - 1])
 def test_sigterm_ends_with_a_state_and_143(task_of, tmp_path, monkeypatch, at):
     """In the middle of a step it waits for its end; the next run goes on there, and no handler is left behind."""
@@ -344,6 +349,7 @@ def loss_by_hand(weights: dict[str, torch.Tensor], task: SequenceTask, logits_al
     return loss[0] + task.options.study_loss * loss[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("average_epochs", [1, 2, 3, 50])
 def test_what_is_judged_is_the_average_of_the_weights_averaged_over_epochs(task_of, logits_alone, ema, average_epochs):
@@ -618,7 +624,8 @@ print(died)
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_run_killed_at_random_times_ends_with_the_same_bytes(given, tmp_path, seed):
     """SIGKILL, wherever it strikes, again and again: the bundle is the unbroken run's, and no state is left.
 
@@ -631,13 +638,8 @@ def test_a_run_killed_at_random_times_ends_with_the_same_bytes(given, tmp_path, 
     assert differences(tmp_path / "out", tmp_path / "unbroken") == []
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        pytest.param({"ema": 0.9, "average_epochs": 2}, id="averages"),
-        pytest.param({"seeds": 2}, id="seeds", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("option", [{"ema": 0.9, "average_epochs": 2}, {"seeds": 2}], ids=["averages", "seeds"])
 def test_a_run_killed_every_few_steps_ends_with_the_same_bytes_and_takes_no_step_twice(given, tmp_path, dying, option):
     """Nothing that was learnt is lost, be it of a network that was done or of the one at hand."""
     config = settings(**option)
@@ -660,7 +662,8 @@ def test_a_run_killed_every_few_steps_ends_with_the_same_bytes_and_takes_no_step
     assert differences(tmp_path / "out", tmp_path / "whole") == []
 
 
-@pytest.mark.parametrize("other", ["settings", slowly("labels"), slowly("store")])
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["settings", "labels", "store"])
 def test_states_of_another_run_are_not_taken_up_and_are_removed(given, tmp_path, dying, other):
     """Other labels, settings or features in the same folder: states of the former go, and the end is the same."""
     store, labels = given
@@ -689,6 +692,7 @@ def test_states_of_another_run_are_not_taken_up_and_are_removed(given, tmp_path,
     assert differences(out, tmp_path / "fresh") == []
 
 
+@pytest.mark.slow
 def test_states_of_networks_that_are_done_stay_until_the_run_is(given, tmp_path, monkeypatch):
     """Near the end of a run the state of every network is there, so that none is trained again after a kill."""
     seen: list[set[str]] = []
@@ -705,6 +709,7 @@ def test_states_of_networks_that_are_done_stay_until_the_run_is(given, tmp_path,
     assert len([n for n in seen[0] if n.endswith(".safetensors")]) == NETWORKS
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_that_can_be_gone_on_with(given, unbroken, tmp_path, monkeypatch):
     """143 from wherever it is; the next run ends with the bytes of one that nothing disturbed."""
     learn, taken = SequenceTraining.learn, []
@@ -724,7 +729,6 @@ def test_sigterm_ends_a_run_that_can_be_gone_on_with(given, unbroken, tmp_path, 
     assert differences(tmp_path / "out", unbroken) == []
 
 
-QUICK = (*CELLS, "gru, all on", "seeds", "temperature")
 WHOLE = {
     **{name: OPTIONS[name] for name in OPTIONS if name != "more epochs averaged than ten"},
     "seeds": ({}, {"seeds": 2}),
@@ -733,7 +737,8 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("options", [name if name in QUICK else slowly(name) for name in WHOLE])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", WHOLE)
 def test_every_option_makes_a_bundle_that_says_what_its_ensemble_does(given, tmp_path, monkeypatch, options):
     """From train-rnn to a loaded bundle: as many networks and news as there should be, and the ensemble's word."""
     rnn, train = WHOLE[options]

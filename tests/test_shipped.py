@@ -113,6 +113,7 @@ def test_its_name_is_taken_but_a_folder_of_that_name_goes_before(tmp_path, monke
     assert bundle_folder(Path(SHIPPED)) == Path(SHIPPED)
 
 
+@pytest.mark.slow
 def test_a_folder_of_its_name_that_is_no_bundle_is_told_from_it(tmp_path, monkeypatch, head):
     """As where the data lie in a folder called so: predict says why, and demo --real shows what is in the box."""
     monkeypatch.chdir(tmp_path)
@@ -131,6 +132,7 @@ def test_an_installation_without_it_says_so(tmp_path, monkeypatch):
         bundle_folder(Path(SHIPPED))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data here")
 def test_a_real_head_of_another_scanner_is_no_stranger(tmp_path):
     """A tilted GE series: every slice has finite probabilities, and the study is not called unlike."""

@@ -45,6 +45,7 @@ with ended_by_signals():
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_signal_ends_a_block_with_its_code_and_without_a_traceback(block, number):
@@ -133,6 +134,7 @@ with ended_by_signals():
     assert "Run the same command again" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_error_that_a_signal_was_turned_into_is_still_its_end(tmp_path):
     """A library that catches SystemExit and raises an error of its own is no bug of ours."""
     said = """

@@ -130,6 +130,7 @@ def test_without_the_table_the_tool_says_so(tmp_path):
         tool.read_cases(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_labels_give_the_figures_of_real_networks(shared_data):
     """On 250 real studies: loss and AUC of the CNN as promised; smoothing helps a little, by far less than if
     errors were independent."""

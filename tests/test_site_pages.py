@@ -123,6 +123,7 @@ def test_what_is_included_is_linked_for_who_reads_the_page_as_a_file(page: str, 
     assert complete(found[0], page) == complete(found["comment"], page)
 
 
+@pytest.mark.slow
 def test_references_hold_all_there_is() -> None:
     """Every setting with its meaning, every schema with its file, every recipe."""
     settings = site_pages.settings()

@@ -211,6 +211,7 @@ def test_each_row_of_a_table_of_studies_has_one_fate(tmp_path):
         assert read.n_rows == len(read.uids) + len(read.unused)
 
 
+@pytest.mark.slow
 def test_the_challenges_table_is_read_whole(shared_data):
     """1,110 studies of 39,409 real slices: the labels are read_labels' own, and no row is lost."""
     path = shared_data / "rsna_tables" / "stage1test_slices.csv.gz"

@@ -606,6 +606,7 @@ def test_the_list_of_unused_files_tells_fate_and_reason():
 # Embeddings that stay on the disk
 
 
+@pytest.mark.slow
 @given(count=st.integers(1, 12), dim=st.integers(1, 9), logits=st.booleans(), data=st.data())
 @settings(deadline=None, max_examples=15)
 def test_rows_on_disk_are_those_of_an_array(tmp_path_factory, count, dim, logits, data):
@@ -804,6 +805,7 @@ def added_apart(root: Path, part: str, studies: list[StudyFeatures]) -> StoreWri
     return writer
 
 
+@pytest.mark.slow
 @given(
     owners=st.lists(st.integers(0, 3), min_size=1, max_size=8),
     torn=st.sets(st.integers(1, 3)),

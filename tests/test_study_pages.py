@@ -742,6 +742,7 @@ def without_policy(path: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", PLANTED)
 def test_planted_text_is_inert(pages, scan, bundle, browser, text):
     """As UID, Patient ID, scanner and card it is shown as text on study page and worklist, policy or no policy."""
@@ -798,6 +799,7 @@ def test_letters_of_other_alphabets_come_back(pages, twelve):
 # As a whole
 
 
+@pytest.mark.slow
 def test_both_pages_are_sound(pages, scan, browser, monkeypatch):
     """On a desktop and a phone, light and dark: nothing runs, nothing is fetched, nothing is unnamed or too wide."""
     monkeypatch.setattr(study_pages, "ROWS_A_PAGE", 3)

@@ -41,6 +41,7 @@ def undisturbed(table, tmp_path_factory):
     return files_below(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", ["2>/dev/full", "<&- 2>&-", "<&- >&- 2>&-", "2> >(exit)"])
 def test_no_stream_but_the_results_changes_a_run(table, undisturbed, tmp_path, streams):
     """A closed stream's number goes to no file of ours, where a library's words would land."""
@@ -49,6 +50,7 @@ def test_no_stream_but_the_results_changes_a_run(table, undisturbed, tmp_path, s
     assert files_below(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stdout", ["> /dev/full", "| true"])
 def test_a_result_that_nobody_takes_is_told_and_all_files_are_there(table, undisturbed, tmp_path, stdout):
     """Code 5 as for any output that cannot be written, in one sentence."""
@@ -60,6 +62,7 @@ def test_a_result_that_nobody_takes_is_told_and_all_files_are_there(table, undis
     assert files_below(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_result_that_stdout_has_no_letters_for_is_printed_all_the_same(table, tmp_path):
     """An output folder may have any name, a terminal any encoding."""
     done = explored(table, tmp_path / "\u03b1\u2013", "; exit $?", PYTHONIOENCODING="latin-1")

@@ -231,6 +231,7 @@ def check_killed(commands, arguments, out, unbroken, kills):
     assert commands.run(arguments).stdout == "", kills
 
 
+@pytest.mark.slow
 def test_a_kill_at_some_moments_ends_as_an_unbroken_watch(commands, line, dicom, tmp_path, unbroken):
     """A few of the moments that the slow test below has all of."""
     events = unbroken[1].events
@@ -271,6 +272,7 @@ def test_a_kill_while_a_study_is_replaced_loses_neither_result(commands, line, a
         assert tree(out) == newer, at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "share"), [("ENOSPC", 0.3), ("EIO", 0.9)])
 def test_a_disk_that_fails_ends_with_5_and_can_be_taken_up(commands, line, dicom, tmp_path, unbroken, kind, share):
     """No result is taken for whole that is not."""
@@ -281,6 +283,7 @@ def test_a_disk_that_fails_ends_with_5_and_can_be_taken_up(commands, line, dicom
     assert tree(out) == unbroken[0]
 
 
+@pytest.mark.slow
 def test_the_order_in_which_files_came_is_not_seen_in_a_study(commands, line, dicom, tmp_path, unbroken):
     """Dropped one by one while it is watched, done as often as that takes, each study ends as it would at once."""
     folder, out = tmp_path / "in", tmp_path / "out"

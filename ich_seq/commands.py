@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from ich_seq import ArchiveError, IchSeqError, UsageError, signals
 from ich_seq.signals import ENDED, GO_ON, INTERRUPTED
@@ -224,6 +225,11 @@ def read_source(dicom: tuple[Path, ...], dicomweb: str | None, studies: tuple[st
     from ich_seq.sources import ArchivedStudies
 
     return ArchivedStudies(dicomweb, studies)
+
+
+def was_given(option: str) -> bool:
+    """Tell whether an option of the command at hand was given, by the name of its parameter."""
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def speaks() -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ich_seq.commands import Place, common, finish, finish_reading, name_shipped, workers_option
+from ich_seq.commands import Place, common, finish, finish_reading, name_shipped, was_given, workers_option
 
 
 @click.command()
@@ -33,6 +33,8 @@ def demo(
     Draws head-CT phantoms as DICOM files, trains both stages, and predicts studies not trained on. With --real a study
     of yours is predicted instead, in seconds, by the bundle that comes with ich-seq.
     """
+    if real and (was_given("studies") or was_given("seed")):
+        raise click.UsageError("--studies and --seed are of the synthetic studies; with --real none are drawn.")
     from ich_seq.demo import read_out, run_demo, run_real
     from ich_seq.figures import table
     from ich_seq.progress import shown

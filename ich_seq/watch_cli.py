@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from ich_seq import ArchiveError
 from ich_seq.commands import (
@@ -27,6 +26,7 @@ from ich_seq.commands import (
     report_option,
     send_option,
     shortened,
+    was_given,
     workers_option,
 )
 from ich_seq.tables import printable
@@ -161,7 +161,7 @@ def _source(folder: Path | None, dicomweb: str | None, out: Path, days: int, qui
     if folder is not None and dicomweb is None:
         if is_url(folder):
             raise click.UsageError("FOLDER is a folder; a URL is given by --dicomweb URL.")
-        if click.get_current_context().get_parameter_source("days") is not ParameterSource.DEFAULT:
+        if was_given("days"):
             raise click.UsageError(
                 "--days is of the studies of an archive, --dicomweb; a folder is watched as a whole."
             )

@@ -92,6 +92,14 @@ def test_predict_takes_it_where_no_bundle_is_named_and_says_so(predicted, head, 
         assert (tmp_path / "named" / table).read_bytes() == (out / table).read_bytes()
 
 
+@pytest.mark.parametrize("option", ["--studies", "--seed"])
+def test_what_draws_studies_is_refused_beside_real_ones(option, tmp_path):
+    """It would do nothing."""
+    done = run("demo", "--real", tmp_path, option, "9", "--out", tmp_path / "demo")
+    assert done.exit_code == 2
+    assert "with --real none are drawn" in done.stderr
+
+
 def test_demo_real_reads_a_study_out(head, tmp_path):
     """Each label's probability, and where the report lies; a folder that holds something is left alone."""
     done = run("demo", "--real", head, "--out", tmp_path / "demo")

@@ -139,8 +139,9 @@ def provenance(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def sha256_of_files(folder: Path) -> str:
-    """Return a SHA-256 of all files of a folder: of the lines of `sha256sum`, by name."""
-    lines = (f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    """Return a SHA-256 of all files below a folder: of the lines of `sha256sum`, by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = (f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

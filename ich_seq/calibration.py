@@ -57,10 +57,11 @@ def fit_calibration(
     """Choose the shares on M rows, (M, K), then fit lines ("platt"), slopes alone ("temperature") or nothing ("none").
 
     `lengths` (B,) are the rows of each study, be these its slices or the study itself: slices of one study are no
-    independent evidence, so studies are counted, and a share is taken only if its gain is surer than chance.
+    independent evidence, so studies are counted. A share, and then a line, is taken only if its gain is surer than
+    chance: of few studies either may fit these alone.
     """
     share = choose_shares(base, refined, targets)
-    share = np.where(gains(base, refined, targets, share, lengths), share, 0.0)
+    share = np.where(gains(base, blend(base, refined, share), targets, lengths), share, 0.0)
     logits = blend(base, refined, share)
     slope, intercept = np.ones_like(share), np.zeros_like(share)
     study_targets = np.maximum.reduceat(targets, _starts(lengths), axis=0)
@@ -69,7 +70,8 @@ def fit_calibration(
     enough &= np.ptp(logits, axis=0) > LEAST_SPREAD
     for k in np.flatnonzero(enough) if method != "none" else ():
         slope[k], intercept[k] = fit_line(logits[:, k], targets[:, k], intercept=method == "platt")
-    return Calibration(share=share, slope=slope, intercept=intercept)
+    sure = gains(logits, slope * logits + intercept, targets, lengths)
+    return Calibration(share=share, slope=np.where(sure, slope, 1.0), intercept=np.where(sure, intercept, 0.0))
 
 
 def choose_shares(base: Floats, refined: Floats, targets: NDArray[np.uint8]) -> Floats:
@@ -82,15 +84,13 @@ def choose_shares(base: Floats, refined: Floats, targets: NDArray[np.uint8]) -> 
     return np.where(targets.any(axis=0), best, 0.0)
 
 
-def gains(
-    base: Floats, refined: Floats, targets: NDArray[np.uint8], share: Floats, lengths: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Tell for each label, (K,), whether the loss that a share saves is SURE standard errors over studies from nothing.
+def gains(before: Floats, after: Floats, targets: NDArray[np.uint8], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell for each label, (K,), whether other logits (M, K) save SURE standard errors over studies of loss or more.
 
-    Of a label that few studies have, a share that merely fits them is not worth the risk of losing what the base
-    knows. False for a single study.
+    Of a label that few studies have, what merely fits them is not worth the risk of losing what is known. False for a
+    single study.
     """
-    rows = log_losses(expit(base), targets) - log_losses(expit(blend(base, refined, share)), targets)
+    rows = log_losses(expit(before), targets) - log_losses(expit(after), targets)
     saved = np.add.reduceat(rows, _starts(lengths), axis=0)
     if len(saved) == 1:
         return np.zeros(saved.shape[1], bool)

@@ -111,7 +111,7 @@ def test_a_gain_counts_if_it_is_larger_than_two_standard_errors_over_studies(sli
             ]
             saved.append(losses[0] - losses[1])
         expected.append(sum(saved) > 2 * np.std(saved, ddof=1) * 40**0.5)
-    assert gains(base, refined, targets, share, np.full(40, slices)).tolist() == expected
+    assert gains(base, blend(base, refined, share), targets, np.full(40, slices)).tolist() == expected
     assert len(set(expected)) == 2
 
 
@@ -251,11 +251,11 @@ def studies_drawn(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(3))
 def test_each_label_gets_its_share_and_then_its_line_through_the_blend(method, seed):
-    """Shares are those chosen alone; lines are fitted to each label's blend, both numbers, the slope or neither."""
+    """Shares are those chosen alone; lines are fitted to each label's blend, and each is taken if it surely gains."""
     base, refined, targets, lengths = studies_drawn(seed)
     fitted = fit_calibration(base, refined, targets, lengths, method)
     share = choose_shares(base, refined, targets)
-    sure = gains(base, refined, targets, share, lengths)
+    sure = gains(base, blend(base, refined, share), targets, lengths)
     assert fitted.share.tolist() == np.where(sure, share, 0).tolist()
     assert fitted.share.any()
     for k in range(K):
@@ -263,8 +263,23 @@ def test_each_label_gets_its_share_and_then_its_line_through_the_blend(method, s
         line = np.array([1.0, 0.0])
         if method != "none":
             by_hand = likeliest(logits, targets[:, k], 2 if method == "platt" else 1)
-            line[: len(by_hand)] = by_hand if by_hand[0] > 0 else line[: len(by_hand)]
+            turned = by_hand[0] * logits + (by_hand[1] if method == "platt" else 0)
+            gain = gains(logits[:, None], turned[:, None], targets[:, [k]], lengths)
+            line[: len(by_hand)] = by_hand if by_hand[0] > 0 and gain else line[: len(by_hand)]
         assert (fitted.slope[k], fitted.intercept[k]) == pytest.approx(tuple(line), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature"])
+def test_logits_that_are_honest_mostly_stay_as_they_are(method):
+    """Targets are drawn from the logits themselves: a line is then taken about as rarely as its rule says."""
+    taken = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(-0.5, 1.5, (240, K))
+        targets = (rng.uniform(size=logits.shape) < expit(logits)).astype(np.uint8)
+        fitted = fit_calibration(logits, logits, targets, np.full(60, 4), method)
+        taken.append((fitted.slope != 1) | (fitted.intercept != 0))
+    assert np.mean(taken) < 0.1
 
 
 @given(rows=st.integers(1, 12), seed=st.integers(0, 10**6))

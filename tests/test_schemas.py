@@ -11,6 +11,7 @@ from typing import Any
 import click
 import published_weights
 import pytest
+from archives import serving
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
@@ -75,7 +76,7 @@ def written(scene, zygote, tmp_path_factory) -> dict[str, Any]:
         "predict": 3, "train-cnn": 3, "extract-features": 3, "explore": 3, "train-rnn": 0, "evaluate": 0,
     }  # fmt: skip
     outputs = {f"{name}-output": json.loads(done.stdout) for name, done in printed.items()}
-    outputs |= _of_weights(root / "bundle", out)
+    outputs |= _of_weights(root / "bundle", out) | {"send-output": _of_sending(out / "sent")}
     watched = zygote.run(
         ["watch", *scene.arguments("predict", out / "worklist")[1:], "--once", "--quiet-time", "0", "--json"]
     )
@@ -98,6 +99,18 @@ def _of_weights(bundle: Path, out: Path) -> dict[str, Any]:
         assert done.exit_code == 0, done.output
         printed[f"{name}-output"] = json.loads(done.stdout)
     return printed
+
+
+def _of_sending(results: Path) -> Any:
+    """Send two results to an archive that takes the first."""
+    (results / "sr").mkdir(parents=True)
+    for name in "ab":
+        (results / "sr" / f"{16 * name}-sr.dcm").write_bytes(b"a report")
+    stored = {"00081199": {"vr": "SQ", "Value": [{}]}}
+    with serving(lambda request: request.say(403) if request.seen[1:] else request.say_json(stored)) as (url, _):
+        done = CliRunner().invoke(cli, ["send", str(results), url, "--json"])
+    assert done.exit_code == 6, done.output
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -125,7 +125,7 @@ class Request(BaseHTTPRequestHandler):
     def say(self, status: int, body: bytes = b"", kind: str = "application/dicom+json", **headers: str) -> None:
         """Answer with a body."""
         self.send_response(status)
-        said = {"Content-Type": kind, "Content-Length": str(len(body))} | {
+        said = {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close"} | {
             k.replace("_", "-"): v for k, v in headers.items()
         }
         for name, value in said.items():

@@ -300,6 +300,7 @@ def test_a_smaller_bundle_in_the_place_of_a_larger_one_is_alone_there(
 # What is refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [*ENCODERS, *MODELS, FAMILIAR])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 1.0])
 def test_one_flipped_bit_is_refused(root, file, share):
@@ -493,6 +494,7 @@ def one_wrong(value: object):
     return lambda numbers: [*numbers[:-2], value, numbers[-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", Calibrations._fields)
 @pytest.mark.parametrize(
     ("name", "change"),

@@ -502,6 +502,7 @@ def read_by_three(given, tmp_path_factory):
     return evaluate(root, root / "reads.csv", root / "out", resamples=50), true, said
 
 
+@pytest.mark.slow
 def test_reads_of_cq500_judge_studies_alone(read_by_three):
     """By Patient ID and the majority: figures are scikit-learn's, and of slices there is nothing."""
     summary, true, said = read_by_three

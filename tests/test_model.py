@@ -214,6 +214,7 @@ def reach_of(config: Rnn) -> int:
     return 2 * (2**config.layers - 1) + config.deltas if config.cell == "conv" else 12
 
 
+@pytest.mark.slow
 def test_a_slice_knows_of_every_other_or_of_those_within_reach(model):
     """Changing features or base logits of a slice moves the logits of all whom the cell tells of it, and the study's.
 
@@ -330,6 +331,7 @@ def test_read_both_ways_head_and_feet_are_all_one(model):
         assert ((back[0][0] - say(model, studies)[0][0]).abs() > 1e-6).any()
 
 
+@pytest.mark.slow
 @given(lengths=lengths_of_studies, seed=seeds, filling=st.sampled_from([0.0, *JUNK]), extra=st.integers(0, 3))
 @quick
 def test_an_ensemble_says_what_a_loop_over_studies_and_models_says(model, lengths, seed, filling, extra):

@@ -247,6 +247,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "expected"), FAULTS.values(), ids=FAULTS)
 def test_browser_tells_a_fault(browser, write, body, expected):
     """Each kind is found by its name, and no other is."""

@@ -170,6 +170,7 @@ def test_a_run_killed_half_way_resumes_to_the_same_bytes(phantoms: PhantomSet, f
     assert len(unchanged) >= done
 
 
+@pytest.mark.slow
 def test_training_twice_gives_identical_bytes(
     phantoms: PhantomSet, features: Path, bundle: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from ich_seq.studies import find_studies
 pytest_plugins = ["grounds"]
 
 COMMANDS = ("extract-features", "predict")
-SLOW = partial(pytest.param, marks=pytest.mark.slow)
+pytestmark = pytest.mark.slow
 LEFT = {".lock", JOURNAL}
 """Hidden files that a run of one process leaves too."""
 
@@ -65,7 +64,6 @@ def broken(scene, cut_frame, tmp_path_factory) -> Path:
     return dicom
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_bad_slices_cost_themselves_in_whosever_share_they_are(scene, zygote, broken, tmp_path, command):
     """A study without slices leaves no row, patients keep their numbers, and rejected.csv and counts are the same."""
@@ -77,7 +75,6 @@ def test_bad_slices_cost_themselves_in_whosever_share_they_are(scene, zygote, br
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
 
 
-@pytest.mark.slow
 def test_more_processes_than_studies_have_nothing_to_do(scene, zygote, tmp_path):
     """Five processes share four studies."""
     done = ranks.run(zygote, scene.arguments("predict", tmp_path / "out"), 5)
@@ -88,7 +85,7 @@ def test_more_processes_than_studies_have_nothing_to_do(scene, zygote, tmp_path)
 # Killed, and gone on with
 
 
-@pytest.mark.parametrize(("victim", "size", "then"), [(1, 2, 1), SLOW(0, 2, 1), SLOW(1, 2, 3), SLOW(1, 3, 2)])
+@pytest.mark.parametrize(("victim", "size", "then"), [(1, 2, 1), (0, 2, 1), (1, 2, 3), (1, 3, 2)])
 def test_whoever_is_killed_the_others_end_and_any_group_goes_on(scene, zygote, tmp_path, victim, size, then):
     """SIGKILL at a random moment; whole studies are not embedded again, and the end is that of one process."""
     out = tmp_path / "out"
@@ -112,7 +109,6 @@ def test_whoever_is_killed_the_others_end_and_any_group_goes_on(scene, zygote, t
     assert {name: (out / name).stat().st_mtime_ns for name in whole} == whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_kills_at_any_moment_leave_nothing_that_the_next_group_stumbles_over(scene, zygote, tmp_path, seed):
     """Three groups of random sizes lose a random process at a random moment, a fourth ends with the same bytes."""
@@ -131,7 +127,6 @@ def test_kills_at_any_moment_leave_nothing_that_the_next_group_stumbles_over(sce
     assert hidden(tmp_path / "out") <= LEFT
 
 
-@pytest.mark.slow
 def test_parts_of_a_killed_prediction_are_gone_after_the_next(scene, zygote, tmp_path):
     """Its parts, half written or whole, its turn and its pages; what somebody else left is spared."""
     out = tmp_path / "out"
@@ -182,7 +177,6 @@ def test_a_refusal_of_one_machine_names_it(scene, zygote, tmp_path):
     assert done[1].stderr == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("command", "other"), [("extract-features", "--phi"), ("predict", "--no-report")])
 def test_processes_that_would_not_make_the_same_bytes_refuse(scene, zygote, tmp_path, command, other):
     """Another option, network, version or kind of processor on one machine would mix two results in one folder."""
@@ -193,7 +187,6 @@ def test_processes_that_would_not_make_the_same_bytes_refuse(scene, zygote, tmp_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_input_without_a_slice_ends_all_with_4(scene, zygote, tmp_path, command):
     (tmp_path / "notes").mkdir()
@@ -213,7 +206,6 @@ def test_a_folder_that_another_run_holds_is_refused_by_all(scene, zygote, tmp_pa
     assert "Another process is writing" in done[0].stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("waiting", ["to join", "for its peer"])
 def test_sigterm_ends_a_process_that_waits_within_five_seconds(scene, zygote, tmp_path, waiting):
     """Whether the other has not come yet or works on: no call into gloo keeps the signal from being heard."""
@@ -270,7 +262,6 @@ def test_a_run_of_one_ends_the_turn_of_those_before(tmp_path):
         assert not (tmp_path / TURN).exists()
 
 
-@pytest.mark.slow
 def test_a_process_that_was_left_behind_stops_when_the_next_run_begins(scene, zygote, tmp_path):
     """The first process is killed while the other sleeps; the next run is whole, and the sleeper ends on waking."""
     out = tmp_path / "out"
@@ -300,7 +291,6 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_torchrun_leaves_the_bytes_of_one_process(scene, tmp_path, command):
     """Two processes, one result on stdout, exit code 0."""
@@ -311,7 +301,6 @@ def test_torchrun_leaves_the_bytes_of_one_process(scene, tmp_path, command):
     assert tree(tmp_path / "out") == tree(scene.root / RESULTS[command])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_torchrun_starts_a_group_again_that_lost_a_process(scene, tmp_path, command):
     """--max-restarts 2: one is killed once it works, the next group ends with the bytes of one process."""

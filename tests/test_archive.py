@@ -258,6 +258,7 @@ def trickle_headers(request):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [hang, trickle, trickle_headers])
 def test_an_archive_that_makes_us_wait_is_not_waited_for(answer, monkeypatch):
     """Silent, or so slow that it might as well be; it is not asked again."""

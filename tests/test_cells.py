@@ -117,6 +117,7 @@ def test_order_and_company_change_nothing(cell, lengths, seed, data):
         torch.testing.assert_close(row[: lengths[i]], alone[i], atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "layers"), KINDS, ids=IDS)
 def test_a_slice_hears_all_others_or_those_within_reach(kind, layers):
     """By the derivatives: recurrent and attending cells hear every slice, a convolution 2, then 6 to either side."""

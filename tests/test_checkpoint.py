@@ -225,6 +225,7 @@ def test_a_state_with_any_bit_changed_is_none(tmp_path_factory, data):
     assert load_checkpoint(root, NAME) is None
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(deadline=None, max_examples=100)
 def test_facts_with_any_bit_changed_are_none_or_the_same(tmp_path_factory, data):

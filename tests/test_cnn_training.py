@@ -314,6 +314,7 @@ def test_how_often_a_state_is_written_is_no_part_of_a_run(phantoms, one_fold, tm
     assert tree(out) == tree(one_fold)
 
 
+@pytest.mark.slow
 def test_two_processes_that_end_together_both_sum_up(phantoms, trained, one_fold, tmp_path, monkeypatch):
     """Hours of training are not lost to a lock, and who comes second counts what the first one trained."""
     out = tmp_path / "cnn"
@@ -634,6 +635,7 @@ def test_reduced_precision_trains_too(phantoms, tmp_path):
 # TensorBoard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [True, False])
 def test_tensorboard_writes_only_if_asked(phantoms, tmp_path, wanted):
     """Event files with the losses lie in the fold's folder, or nowhere."""

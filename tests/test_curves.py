@@ -52,6 +52,7 @@ def test_the_same_input_gives_the_same_bytes():
     assert draw_curves(dict(reversed(curves.items())), WATCHED) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["learnt_loss", "watched_loss", "epoch", "fold", "watched"])
 def test_whatever_is_told_shows(changed):
     """Another loss, epoch, fold number or watched set makes another picture."""

@@ -623,6 +623,7 @@ def test_a_long_result_is_stored_too(pacs, slice_of, tmp_path):
     assert take(pacs, tmp_path, "1.2.10")[0]["1.2.10"] == [path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_an_archive_that_takes_a_result_slowly_is_waited_for_and_one_that_does_not_is_not(tmp_path, monkeypatch):
     """As long as bytes are taken, however many times as long as it may be silent."""
     monkeypatch.setattr(archive, "SILENCE_S", 0.5)

@@ -674,6 +674,7 @@ def grey(hu: np.ndarray, pixel_mm: float, level: float, width: float) -> np.ndar
     return np.clip((shown - level) / width + 0.5, 0, 1) * 255
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_charts")
 def test_dicom_gives_pictures_of_the_very_slices(imaged, browser, tmp_path):
     """Two windows of each failure's slice, told from all its neighbours; a study without images has none."""

@@ -111,6 +111,7 @@ def test_the_folder_of_another_command_is_spared(tmp_path):
         export(tmp_path / "bundle", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused_by_name():
     """Whatever the exporter stumbles over."""
 

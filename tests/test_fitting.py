@@ -220,6 +220,7 @@ def test_every_weight_has_a_place_in_the_optimiser(bleeds):
     assert sorted(held) == sorted(id(p) for p in training.network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [BATCH_NORM, LAYER_NORM])
 def test_the_encoder_rests_while_the_head_learns_alone(bleeds, tmp_path, arch):
     """Not a weight of it moves in the first `head_epochs`; from the step after them on all do."""

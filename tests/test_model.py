@@ -557,6 +557,7 @@ def test_the_loss_of_a_batch_counts_real_slices_once_and_studies_by_their_maximu
     assert float(loss) == pytest.approx(of_slices + study_weight * of_studies, abs=1e-9)
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_model_can_learn(kind):
     """A few steps down the loss's gradient lower it for every kind of network: all is connected."""

@@ -329,6 +329,7 @@ def table(shared_data) -> Table:
     return Table(headers, studies, time.perf_counter() - started)
 
 
+@pytest.mark.slow
 def test_rsna_studies_are_ordered_as_numpy_orders_them(table):
     """1,110 real studies, shuffled, run feet to head: by projection on the normal, equal ones by UID."""
     assert len(table.studies) == 1110

@@ -131,6 +131,7 @@ def names(folder: Path) -> set[str]:
 # The same every time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES)
 def test_two_runs_give_the_same_weights(task_of, options, tmp_path):
     """Whatever was drawn before, with states or without; another seed gives others, and something was learnt."""

@@ -328,6 +328,7 @@ def test_the_input_is_no_output(tmp_path):
     check_input(tmp_path, tmp_path / "dangling")
 
 
+@pytest.mark.slow
 def test_reading_that_is_broken_off_leaves_no_process(many, monkeypatch):
     """Whatever ends it, those that read for it end too."""
     monkeypatch.setattr("ich_seq.studies.PARALLEL_FROM", 1)

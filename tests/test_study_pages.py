@@ -666,6 +666,7 @@ def test_files_that_cannot_be_read_again_cost_the_pictures_only(pages, scan, cut
     assert len(page.lines) == 3 * K
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slices", "keys"), [(1, 1), (2, 1), (3, 2)])
 def test_a_study_of_few_slices_has_a_page(pages, scan, browser, slices, keys):
     """Down to a single slice, which stands in the middle: strips, pictures, tables, and no fault in a browser."""

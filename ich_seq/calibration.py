@@ -58,7 +58,7 @@ def fit_calibration(
 
     `lengths` (B,) are the rows of each study, be these its slices or the study itself: slices of one study are no
     independent evidence, so studies are counted. A share, and then a line, is taken only if its gain is surer than
-    chance: of few studies either may fit these alone.
+    chance: with few studies either may fit nothing but them.
     """
     share = choose_shares(base, refined, targets)
     share = np.where(gains(base, blend(base, refined, share), targets, lengths), share, 0.0)
@@ -85,10 +85,10 @@ def choose_shares(base: Floats, refined: Floats, targets: NDArray[np.uint8]) -> 
 
 
 def gains(before: Floats, after: Floats, targets: NDArray[np.uint8], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell for each label, (K,), whether other logits (M, K) save SURE standard errors over studies of loss or more.
+    """Tell for each label, (K,), whether logits `after`, (M, K), have less loss than `before`, and surely so.
 
-    Of a label that few studies have, what merely fits them is not worth the risk of losing what is known. False for a
-    single study.
+    That is by more than SURE standard errors over studies; they are those that `after` was fitted to, so a little of
+    the gain is the fit's own. False for a single study.
     """
     rows = log_losses(expit(before), targets) - log_losses(expit(after), targets)
     saved = np.add.reduceat(rows, _starts(lengths), axis=0)

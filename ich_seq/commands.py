@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ich_seq.exploration import ExplorationSummary
     from ich_seq.extraction import ExtractionSummary
     from ich_seq.prediction import PredictionSummary
+    from ich_seq.progress import Progress
     from ich_seq.sources import Source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -351,26 +352,34 @@ def finish_predicting(summary: PredictionSummary, *, sr: bool, send: str | None,
         more = {"dicom_results": len(summary.dicom_results), "not_written": len(summary.not_written)}
     text, trouble = counted(summary), None
     if send is not None:
-        line, sent, trouble = send_results(send, summary.out, summary.dicom_results)
+        line, sent, trouble = store_results(send, summary.out, summary.dicom_results)
         text, more = f"{text}\n{line}", more | {"sent": sent}
     lacking = bool(summary.not_written)
     finish_reading(summary, text, more, as_json=as_json, lacking=lacking, trouble=trouble)
 
 
-def send_results(url: str, out: Path, files: Sequence[Path]) -> tuple[str, dict[str, Any], ArchiveError | None]:
+def store_results(
+    url: str, out: Path, files: Sequence[Path], progress: Progress | None = None
+) -> tuple[str, dict[str, Any], ArchiveError | None]:
     """Store DICOM results, files below `out`, in an archive; return a line and JSON that tell of it, and what to raise.
 
     The last is None if the archive took all.
     """
     from ich_seq.dicomweb import send
 
-    sent = send(url, files)
+    def each() -> Iterator[Path]:
+        for number, path in enumerate(files, start=1):
+            yield path
+            if progress is not None:
+                progress("sending results", number, len(files))
+
+    sent = send(url, each())
     refused = {path.relative_to(out).as_posix(): why for path, why in sent.refused}
     line = f"{len(sent.stored)} of {len(files)} results stored in {urlsplit(url).netloc}"
     told = {"stored": len(sent.stored), "refused": refused}
     if not refused:
         return line, told, None
-    lines = [f"{len(refused)} of {len(files)} results were not stored; ich-seq send sends those in {out} again:"]
+    lines = [f"{len(refused)} of {len(files)} results were not stored; ich-seq send {out} URL sends all of them again:"]
     return line, told, ArchiveError("\n".join([*lines, *(f"{name}: {why}" for name, why in refused.items())]))
 
 

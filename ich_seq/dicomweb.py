@@ -95,7 +95,8 @@ def list_studies(
 
     `since` leaves out those of an earlier Study Date, and those without, as far as the archive does. What it leaves
     unsaid of a study is no reason to leave it out, but a Study Instance UID is needed. Raises ArchiveError if there is
-    no answer, or a list that goes on after `most` studies; UsageError for an URL that `archive.checked_url` refuses.
+    no answer, or a list that goes on after `most` studies, of whatever modality; UsageError for an URL that
+    `archive.checked_url` refuses.
     """
     archive, seen, found = Archive(url), set[str](), list[ListedStudy]()
     filters = {"ModalitiesInStudy": modality} | ({"StudyDate": f"{since:%Y%m%d}-"} if since else {})
@@ -110,7 +111,7 @@ def list_studies(
         seen |= {_uid(entry, STUDY_UID) for entry in new}
         found += [_listed(entry) for entry in new if modality in (_values(entry, MODALITIES) or [modality])]
         offset += len(page)
-    raise archive.fault(f"lists more than {most:,} studies; ask for fewer days")
+    raise archive.fault(f"lists more than {most:,} studies; ask for fewer days, or for studies by their UIDs")
 
 
 def count_ct(url: str, study: ListedStudy) -> int | None:

@@ -72,7 +72,7 @@ class TrainRnnOutput(Record):
 
 
 class Sent(Record):
-    """What an archive took, and send --json; `refused` says why by file."""
+    """send --json, and `sent` of predict: what an archive took; `refused` says why by file."""
 
     stored: Count
     refused: dict[str, str]

@@ -518,7 +518,7 @@ def test_a_list_without_end_is_refused(monkeypatch):
     """None is passed over in silence."""
     monkeypatch.setattr(dicomweb, "PAGE", 10)
     endless = lambda r: r.say_json([entry(f"1.{len(r.seen)}.{i}", None, ["MR"]) for i in range(10)])  # noqa: E731
-    told = r"lists more than 100 studies; ask for fewer days"
+    told = r"lists more than 100 studies; ask for fewer days, or for studies by their UIDs"
     with serving(endless) as (url, seen), pytest.raises(ArchiveError, match=told):
         list_studies(url, most=100)
     assert len(seen) == 11

@@ -458,7 +458,7 @@ def test_results_that_an_archive_refuses_end_with_6_and_stay(done, tmp_path, bun
         end = predicted(bundle, done, tmp_path, "--send", url)
     assert end.exit_code == 6
     assert end.stdout == f"1 studies, 9 files -> {done}\n2 of 3 results stored in {url.split('/')[2]}\n"
-    assert f"1 of 3 results were not stored; ich-seq send sends those in {done} again:" in end.stderr
+    assert f"1 of 3 results were not stored; ich-seq send {done} URL sends all of them again:" in end.stderr
     assert "sr/bbbbbbbbbbbbbbbb-sr.dcm: The archive at" in end.stderr
     assert "does not take this SOP class (reason 0122)" in end.stderr
     assert len(seen) == 3
@@ -500,6 +500,9 @@ def test_results_that_an_archive_does_not_take_from_a_watch_end_it_with_6(bundle
 def test_results_are_sent_once_more_by_a_command(done, tmp_path, write_slice):
     """To an archive that takes all but one; what else lies beside them is not sent."""
     write_slice(done / "sr" / "a patient.dcm")
+    (done / "run.json").touch()
+    (done / "studies" / f".{16 * 'a'}" / "sr").mkdir(parents=True)  # of a watch that was killed
+    shutil.copy(next((done / "sr").glob("*-sr.dcm")), done / "studies" / f".{16 * 'a'}" / "sr")
 
     def answer(request):
         stored = {"00081199": {"vr": "SQ", "Value": [{}]}}
@@ -513,16 +516,24 @@ def test_results_are_sent_once_more_by_a_command(done, tmp_path, write_slice):
 
 
 @pytest.mark.parametrize(
-    ("results", "url", "told"),
+    ("there", "url", "told"),
     [
-        (".", "http://127.0.0.1:9/dicom-web", "holds no DICOM results; predict --sr and watch --sr write them."),
-        ("none", "http://127.0.0.1:9/dicom-web", "holds no DICOM results"),
-        (".", "pacs.example/dicom-web", "http"),
+        (
+            ["run.json"],
+            "http://127.0.0.1:9/dicom-web",
+            "holds no DICOM results; predict --sr and watch --sr",
+        ),
+        (["run.json", "sr/not_written.csv"], "http://127.0.0.1:9/dicom-web", "sr/not_written.csv there says why."),
+        (["sr/aaaaaaaaaaaaaaaa-sr.dcm"], "http://127.0.0.1:9/dicom-web", "came to its end; it has no run.json."),
+        ([], "pacs.example/dicom-web", "http"),
     ],
 )
-def test_nothing_to_send_is_refused(results, url, told, tmp_path):
+def test_nothing_to_send_is_refused(there, url, told, tmp_path):
     """Before an archive is asked."""
-    end = run("send", tmp_path / results, url)
+    (tmp_path / "sr").mkdir()
+    for name in there:
+        (tmp_path / name).touch()
+    end = run("send", tmp_path, url, "--quiet")
     assert end.exit_code == 2
     assert told in end.stderr
 

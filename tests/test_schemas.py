@@ -104,6 +104,7 @@ def _of_weights(bundle: Path, out: Path) -> dict[str, Any]:
 def _of_sending(results: Path) -> Any:
     """Send two results to an archive that takes the first."""
     (results / "sr").mkdir(parents=True)
+    (results / "run.json").touch()
     for name in "ab":
         (results / "sr" / f"{16 * name}-sr.dcm").write_bytes(b"a report")
     stored = {"00081199": {"vr": "SQ", "Value": [{}]}}

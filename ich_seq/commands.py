@@ -18,6 +18,7 @@ import click
 from click.core import ParameterSource
 
 from ich_seq import ArchiveError, IchSeqError, UsageError, signals
+from ich_seq.progress import Progress, silent
 from ich_seq.signals import ENDED, GO_ON, INTERRUPTED
 from ich_seq.tables import printable
 from ich_seq.terminal import print_result
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ich_seq.exploration import ExplorationSummary
     from ich_seq.extraction import ExtractionSummary
     from ich_seq.prediction import PredictionSummary
-    from ich_seq.progress import Progress
     from ich_seq.sources import Source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -359,7 +359,7 @@ def finish_predicting(summary: PredictionSummary, *, sr: bool, send: str | None,
 
 
 def store_results(
-    url: str, out: Path, files: Sequence[Path], progress: Progress | None = None
+    url: str, out: Path, files: Sequence[Path], progress: Progress = silent
 ) -> tuple[str, dict[str, Any], ArchiveError | None]:
     """Store DICOM results, files below `out`, in an archive; return a line and JSON that tell of it, and what to raise.
 
@@ -370,8 +370,7 @@ def store_results(
     def each() -> Iterator[Path]:
         for number, path in enumerate(files, start=1):
             yield path
-            if progress is not None:
-                progress("sending results", number, len(files))
+            progress("sending results", number, len(files))
 
     sent = send(url, each())
     refused = {path.relative_to(out).as_posix(): why for path, why in sent.refused}

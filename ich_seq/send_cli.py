@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
 from ich_seq import UsageError
 from ich_seq.commands import Place, archive_url, finish, store_results, telling
-
-OF_A_STUDY = re.compile(r"[0-9a-f]{16}")
-"""Names of a watch's folders of studies; one that is being made has a dot before it."""
 
 
 @click.command()
@@ -45,8 +41,8 @@ def _results_in(out: Path) -> list[Path]:
 
     if not (out / RUN).is_file():
         raise UsageError(f"{out} is no result of predict or watch that came to its end; it has no {RUN}.")
-    studies = (path for path in sorted((out / FOLDERS).glob("*")) if OF_A_STUDY.fullmatch(path.name))
-    folders = [out, *(path for path in studies if (path / RECORD).is_file())]
+    studies = (out / FOLDERS).glob(f"[!.]*/{RECORD}")  # the name of one that is being made begins with a dot
+    folders = [out, *sorted(record.parent for record in studies)]
     if files := [path for folder in folders for path in dicom_results_in(folder)]:
         return files
     if any((folder / FOLDER / NOT_WRITTEN).is_file() for folder in folders):

@@ -25,8 +25,9 @@ from ich_seq.studies import find_studies
 
 pytest_plugins = ["grounds"]
 
-COMMANDS = ("extract-features", "predict")
 pytestmark = pytest.mark.slow
+
+COMMANDS = ("extract-features", "predict")
 LEFT = {".lock", JOURNAL}
 """Hidden files that a run of one process leaves too."""
 

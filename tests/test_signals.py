@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from ich_seq.signals import ENDING
+
 BLOCKS = {
     "computing": "while True: pass",
     "waiting": "import time; time.sleep(60)",
@@ -30,6 +32,12 @@ while True:
 }
 
 
+def answering() -> None:
+    """In a new process: signals do what they do at a terminal, though the tests run under `nohup`, say."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(block: str) -> subprocess.Popen[str]:
     """A process in the midst of a block that signals end."""
     said = f"""
@@ -39,10 +47,24 @@ with ended_by_signals():
     exec({block!r})
 """
     command = [sys.executable, "-c", said]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=answering,  # noqa: PLW1509 - the tests have no threads
+    )
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.2)
     return process
+
+
+def stderr_at_its_end(process: subprocess.Popen[str]) -> str:
+    """What a process said of its end; one that does not end fails the test, and is not left behind."""
+    try:
+        return process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
 
 
 @pytest.mark.slow
@@ -53,7 +75,7 @@ def test_a_signal_ends_a_block_with_its_code_and_without_a_traceback(block, numb
     process = started(BLOCKS[block])
     began = time.monotonic()
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    err = stderr_at_its_end(process)
     assert process.returncode == 128 + number
     assert time.monotonic() - began < 5.5
     assert err == ""
@@ -81,7 +103,7 @@ time.sleep(60)""")
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "winding up\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    err = stderr_at_its_end(process)
     assert (process.returncode, err) == (130, "")
 
 
@@ -93,7 +115,7 @@ atexit.register(lambda: (print("winding up", flush=True), time.sleep(9)))
 sys.exit(0)""")
     assert process.stdout.readline() == "winding up\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    err = stderr_at_its_end(process)
     assert (process.returncode, err) == (-signal.SIGINT, "")
 
 
@@ -129,7 +151,13 @@ from ich_seq.signals import ended_by_signals
 with ended_by_signals():
     import slow_to_import
 """
-    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", said],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=answering,
+    )
     assert (done.returncode, done.stdout) == (128 + number, "")
     assert "Run the same command again" in done.stderr
 

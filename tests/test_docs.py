@@ -93,7 +93,11 @@ def test_the_changelog_knows_the_version() -> None:
 
 @pytest.mark.slow
 def test_the_commands_and_the_calls_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a user copies from the README works, word for word, on RSNA's file names."""
+    """What a user copies from the README works, word for word, on RSNA's file names; pictures are small, epochs one."""
+    small = ["slices.size=64", "cnn.epochs=1"]
+    monkeypatch.setattr("ich_seq.config.load_config", lambda file, sets: load_config(file, [*small, *sets]))
+    for module in ("cnn_training", "extraction", "rnn_training"):
+        monkeypatch.setattr(f"ich_seq.{module}.Config", lambda: load_config(overrides=small))
     for name in ("stage_2_train", "stage_2_test"):
         drawn = write_dataset(tmp_path / "drawn" / name, n_studies=10, seed=len(name), matrix=64)
         drawn.dicom.rename(tmp_path / name)

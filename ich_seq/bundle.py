@@ -39,11 +39,12 @@ from ich_seq.model import Logits, SequenceModel, ensemble_logits
 from ich_seq.novelty import Familiar
 from ich_seq.operating_points import NO_POINTS, OperatingPoints
 from ich_seq.sequences import collate
+from ich_seq.smoothing import NO_KERNEL, smooth
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import build_around, read_tensors, write_tensors
 
-SCHEMA = "ich-seq bundle 5"
-BEFORE = ("ich-seq bundle 4",)
+SCHEMA = "ich-seq bundle 6"
+BEFORE = ("ich-seq bundle 5", "ich-seq bundle 4")
 """Schemas that are read too; `_as_now` says what they left unsaid."""
 
 CORRECTION, CONTEXTUAL = "correction", "contextual"
@@ -57,16 +58,33 @@ INTENDED_USE = (
 )
 
 
+Floats = NDArray[np.float64]
+Said = tuple[Floats, Floats]
+"""Logits of M slices, (M, K), study after study, and of their B studies, (B, K)."""
+
+
 def encoder_file(number: int) -> str:
     """Return the name of an encoder's file."""
     return f"encoder-{number}.safetensors"
 
 
 class Calibrations(NamedTuple):
-    """How base and sequence model become probabilities, of slices and of studies."""
+    """How base and sequence model become probabilities, of slices and of studies; the base's slices by a `kernel`."""
 
     slices: Calibration
     studies: Calibration
+    kernel: Floats = NO_KERNEL
+
+    def blend(self, base: Said, refined: Said, lengths: NDArray[np.int64]) -> Said:
+        """Return the calibrated logits of B studies of these lengths, of what the base and the sequence model say."""
+        smoothed = smooth(base[0], lengths, self.kernel)
+        return self.slices.logits(smoothed, refined[0]), self.studies.logits(base[1], refined[1])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as plain numbers."""
+        levels = {"slices": self.slices, "studies": self.studies}
+        numbers = {name: {n: x.tolist() for n, x in asdict(level).items()} for name, level in levels.items()}
+        return numbers | {"kernel": self.kernel.tolist()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,9 +115,9 @@ class Bundle:
         """
         said = [self._logits(view) for view in views]
         base, refined = (_means([view[which] for view in said]) for which in range(2))
-        blend = [c.logits(b, r) for b, r, c in zip(base, refined, self.calibrations, strict=True)]
+        blend = self.calibrations.blend(base, refined, np.array([len(base[0])]))
         named = {"cnn": base, "rnn": refined, "blend": blend}
-        return {name: Predicted(slices=expit(x[0][0]), studies=expit(x[1])) for name, x in named.items()}
+        return {name: Predicted(slices=expit(x[0]), studies=expit(x[1])) for name, x in named.items()}
 
     def novelty(self, views: Sequence[StudyFeatures]) -> float | None:
         """Return how unlike the training data a study is, as `beside` takes it: see `novelty`; None if none knows."""
@@ -114,9 +132,10 @@ class Bundle:
         return ensemble_logits(self.models, batch.features, batch.positions_mm, batch.lengths, batch.logits)
 
 
-def _means(said: Sequence[Logits]) -> list[NDArray[np.float64]]:
-    """Return the mean of what several encoders lead to, of slices and of studies."""
-    return [torch.stack(list(level)).mean(dim=0).cpu().double().numpy() for level in zip(*said, strict=True)]
+def _means(said: Sequence[Logits]) -> Said:
+    """Return the mean of what several encoders lead to, of the slices of one study and of the study."""
+    slices, studies = (torch.stack(list(level)).mean(dim=0).cpu().double().numpy() for level in zip(*said, strict=True))
+    return slices[0], studies
 
 
 def save_bundle(
@@ -152,10 +171,7 @@ def save_bundle(
         "encoders": [asdict(spec) | {"file": encoder_file(k)} for k, spec in enumerate(specs)],
         "execution": asdict(execution),
         "rnn": {"kind": kind, "dim": models[0].dim, "config": models[0].config.model_dump(), "files": rnns},
-        "calibration": {
-            level: {name: numbers.tolist() for name, numbers in asdict(fitted).items()}
-            for level, fitted in calibrations._asdict().items()
-        },
+        "calibration": calibrations.as_json(),
         "familiar": None if familiar is None else _write_familiar(root, familiar),
         **facts,
     }
@@ -212,7 +228,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         if len({replace(e.spec, weights="", sha256="") for e in encoders}) != 1:
             raise ValueError("encoders that are not shown the same slices")
         models = [_model(root, card["rnn"], entry) for entry in card["rnn"]["files"]]
-        calibrations = Calibrations(**{level: _calibration(of) for level, of in card["calibration"].items()})
+        calibrations = _calibrations(card["calibration"])
         familiar = _familiar(root, card)
         points = OperatingPoints.from_json(card.get("operating_points"))
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError, ValidationError) as error:
@@ -229,11 +245,15 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
 
 
 def _as_now(card: dict[str, Any]) -> dict[str, Any]:
-    """Return a card in the words of this schema. In 4 all sequence models were ours, and encoders had no choices."""
+    """Return a card in the words of this schema.
+
+    In 5 slices were not smoothed; in 4 all sequence models were ours as well, and encoders had no choices.
+    """
     if card["schema"] == SCHEMA:
         return card
     encoders = [dict.fromkeys(LATER, False) | described for described in card["encoders"]]
-    return card | {"encoders": encoders, "rnn": {"kind": CORRECTION} | card["rnn"]}
+    calibration = {"kernel": NO_KERNEL.tolist()} | card["calibration"]
+    return card | {"encoders": encoders, "rnn": {"kind": CORRECTION} | card["rnn"], "calibration": calibration}
 
 
 def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
@@ -244,6 +264,16 @@ def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
     if not spec.head:
         raise ValueError("an encoder without a slice classifier")
     return load_encoder(spec, root / plain_name(described["file"]))
+
+
+def _calibrations(described: dict[str, Any]) -> Calibrations:
+    if described.keys() != set(Calibrations._fields):
+        raise ValueError(f"{', '.join(described)} are no calibrations")
+    away = [_numbers(list(weights)) for weights in zip(*described["kernel"], strict=True)]
+    kernel = np.stack(away, axis=1) if away else NO_KERNEL
+    if len(described["kernel"]) != len(LABELS) or (kernel < 0).any():
+        raise ValueError("a kernel has weights of 0 or more for each label")
+    return Calibrations(_calibration(described["slices"]), _calibration(described["studies"]), kernel)
 
 
 def _calibration(described: dict[str, list[float]]) -> Calibration:

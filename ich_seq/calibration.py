@@ -60,10 +60,22 @@ def fit_calibration(
     independent evidence, so studies are counted. A share, and then a line, is taken only if its gain is surer than
     chance: with few studies either may fit nothing but them.
     """
+    share = fit_shares(base, refined, targets, lengths)
+    slope, intercept = fit_lines(blend(base, refined, share), targets, lengths, method)
+    return Calibration(share=share, slope=slope, intercept=intercept)
+
+
+def fit_shares(base: Floats, refined: Floats, targets: NDArray[np.uint8], lengths: NDArray[np.int64]) -> Floats:
+    """Return the shares of least loss, (K,), but 0 where the gain is not sure: see `fit_calibration`."""
     share = choose_shares(base, refined, targets)
-    share = np.where(gains(base, blend(base, refined, share), targets, lengths), share, 0.0)
-    logits = blend(base, refined, share)
-    slope, intercept = np.ones_like(share), np.zeros_like(share)
+    return np.where(gains(base, blend(base, refined, share), targets, lengths), share, 0.0)
+
+
+def fit_lines(
+    logits: Floats, targets: NDArray[np.uint8], lengths: NDArray[np.int64], method: str
+) -> tuple[Floats, Floats]:
+    """Return slopes and intercepts, (K,) each, of the lines that surely gain: see `fit_calibration`."""
+    slope, intercept = np.ones(logits.shape[1]), np.zeros(logits.shape[1])
     study_targets = np.maximum.reduceat(targets, _starts(lengths), axis=0)
     positive = study_targets.sum(axis=0, dtype=np.int64)
     enough = np.minimum(positive, len(study_targets) - positive) >= LEAST_STUDIES
@@ -71,7 +83,7 @@ def fit_calibration(
     for k in np.flatnonzero(enough) if method != "none" else ():
         slope[k], intercept[k] = fit_line(logits[:, k], targets[:, k], intercept=method == "platt")
     sure = gains(logits, slope * logits + intercept, targets, lengths)
-    return Calibration(share=share, slope=np.where(sure, slope, 1.0), intercept=np.where(sure, intercept, 0.0))
+    return np.where(sure, slope, 1.0), np.where(sure, intercept, 0.0)
 
 
 def choose_shares(base: Floats, refined: Floats, targets: NDArray[np.uint8]) -> Floats:
@@ -90,11 +102,16 @@ def gains(before: Floats, after: Floats, targets: NDArray[np.uint8], lengths: ND
     That is by more than SURE standard errors over studies; they are those that `after` was fitted to, so a little of
     the gain is the fit's own. False for a single study.
     """
-    rows = log_losses(expit(before), targets) - log_losses(expit(after), targets)
-    saved = np.add.reduceat(rows, _starts(lengths), axis=0)
-    if len(saved) == 1:
-        return np.zeros(saved.shape[1], bool)
-    return np.asarray(saved.sum(axis=0) > SURE * np.sqrt(len(saved)) * saved.std(axis=0, ddof=1))
+    return surely(log_losses(expit(before), targets) - log_losses(expit(after), targets), lengths)
+
+
+def surely(saved: Floats, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell whether what M rows save, (M, ...), is above nothing by SURE standard errors over their studies."""
+    of_study = np.add.reduceat(saved, _starts(lengths), axis=0)
+    if len(of_study) == 1:
+        return np.zeros(of_study.shape[1:], bool)
+    error = np.sqrt(len(of_study)) * of_study.std(axis=0, ddof=1)
+    return np.asarray(of_study.sum(axis=0) > SURE * error)
 
 
 def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

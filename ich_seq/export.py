@@ -38,7 +38,7 @@ from ich_seq.progress import Progress, silent
 from ich_seq.weight_library import bundle_folder
 from ich_seq.weights import Network
 
-SCHEMA = "ich-seq onnx 1"
+SCHEMA = "ich-seq onnx 2"
 RECORD = "model.json"
 GRAPH = re.compile(r"(encoder|sequence)-[0-9]+\.onnx")
 OPSET = 20
@@ -303,7 +303,7 @@ def describe(bundle: Bundle, files: Mapping[str, str], apart: Mapping[str, float
         "encoders": [name for name in files if name.startswith("encoder")],
         "sequence_models": [name for name in files if name.startswith("sequence")],
         "largest_logit_of_a_study_by_its_slices": None if np.isinf(sure) else sure,
-        "calibration": bundle.card["calibration"],
+        "calibration": bundle.calibrations.as_json(),
         "files": dict(files),
         "furthest_from_its_network": {name: float(f"{most:.1e}") for name, most in apart.items()},
     }

@@ -188,10 +188,15 @@ class LevelCalibration(Record):
 
 
 class Calibrations(Record):
-    """How logits become probabilities."""
+    """How logits become probabilities.
+
+    `kernel`: label by label the weights of the slices one, two and three away, by which the base's slices are smoothed
+    before the blend; none in a bundle that leaves them as they are.
+    """
 
     slices: LevelCalibration
     studies: LevelCalibration
+    kernel: list[list[Annotated[float, Field(ge=0)]]]
 
 
 class Familiar(BundledFile):

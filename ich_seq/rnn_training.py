@@ -34,6 +34,7 @@ from ich_seq.operating_points import OperatingPoints, choose_points
 from ich_seq.progress import Progress, silent
 from ich_seq.sequence_fitting import EVALUATION_BATCH, Beside, SequenceTask, fit_sequence, given, logits_beside_base
 from ich_seq.sequences import LabelledStudy, batches, label_studies
+from ich_seq.smoothing import fit_smoothed
 from ich_seq.store import MANIFEST, FeatureStore, encoder_file, open_store
 
 
@@ -232,8 +233,8 @@ class Trainer:
 def fit_ensemble(data: FoldedStudies, trainer: Trainer, *, without: frozenset[int] = frozenset()) -> Ensemble:
     """Train models for each fold but those left out, stopped early on that fold and trained on the others.
 
-    A model for each of `seeds`. The shares of the blend and the calibration are fitted on the folds that the
-    models stopped on, to the mean of those that stopped on it.
+    A model for each of `seeds`. The shares of the blend, the kernel where a label has none, and the calibration are
+    fitted on the folds that the models stopped on, to the mean of those that stopped on it.
     """
     models: list[SequenceModel] = []
     seen: list[tuple[Beside, Beside]] = []
@@ -244,11 +245,10 @@ def fit_ensemble(data: FoldedStudies, trainer: Trainer, *, without: frozenset[in
         seen.append((Beside.mean([s for s, _ in said]), Beside.mean([s for _, s in said])))
         models += trained
     slices, studies = (Beside.joined([part[level] for part in seen]) for level in range(2))
-    fitted = (
-        fit_calibration(x.base, x.refined, x.targets, x.lengths, trainer.config.train.calibration)
-        for x in (slices, studies)
-    )
-    return Ensemble(models=models, calibrations=Calibrations(*fitted))
+    method = trainer.config.train.calibration
+    of_slices, kernel = fit_smoothed(slices.base, slices.refined, slices.targets, slices.lengths, method)
+    of_studies = fit_calibration(studies.base, studies.refined, studies.targets, studies.lengths, method)
+    return Ensemble(models=models, calibrations=Calibrations(of_slices, of_studies, kernel))
 
 
 def _fit_one(data: FoldedStudies, trainer: Trainer, stop: int, seed: int, without: frozenset[int]) -> SequenceModel:
@@ -280,7 +280,7 @@ def predict_ensemble(
         )
         real = valid_steps(batch.lengths, moved.features.shape[1])
         base, refined = ((x.slices.cpu()[real].double().numpy(), x.studies.cpu().double().numpy()) for x in logits)
-        blended = [c.logits(b, r) for b, r, c in zip(base, refined, ensemble.calibrations, strict=True)]
+        blended = ensemble.calibrations.blend(base, refined, batch.lengths.numpy())
         for name, (slices, of_studies) in (("rnn", refined), ("blend", blended)):
             said[name].append(Predicted(slices=expit(slices), studies=expit(of_studies)))
     return {name: Predicted.joined(parts) for name, parts in said.items()}

@@ -57,6 +57,7 @@ LEVELS = {
     "dicom": 4,
     "windows": 3,
     "calibration": 3,
+    "smoothing": 4,
     "cells": 3,
     "codes": 2,
     "operating_points": 4,

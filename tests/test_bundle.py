@@ -22,6 +22,7 @@ from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
 from ich_seq.model import SequenceModel
 from ich_seq.novelty import Familiar
+from ich_seq.smoothing import NO_KERNEL
 from ich_seq.store import StudyFeatures
 
 K = len(LABELS)
@@ -40,7 +41,9 @@ CALIBRATIONS = Calibrations(
         slope=np.array([1e-3, 1.0, 0.9, 1.5, np.pi, 0.7]),
         intercept=np.array([-3.0, 0.0, np.e, -0.7, 0.2, 1.9]),
     ),
+    kernel=np.outer([1.0, 0.0, 0.5, 1.0, 1 / 3, 0.1], [0.2, 0.1, 0.05]),
 )
+LEVELS = ("slices", "studies")
 NUMBERS = ("share", "slope", "intercept")
 
 
@@ -155,6 +158,15 @@ def by_hand(models: list[SequenceModel], view: StudyFeatures) -> list[tuple[np.n
     return [(plain, mean_slices), (plain.max(axis=0), mean_study)]
 
 
+def smoothed(plain: np.ndarray) -> np.ndarray:
+    """The logits of one study after the kernel, its ends repeated, distance after distance."""
+    count, moved = len(plain), plain.copy()
+    for r, weights in enumerate(CALIBRATIONS.kernel.T, start=1):
+        padded = np.pad(plain, ((r, r), (0, 0)), mode="edge")
+        moved += weights * (padded[:count] + padded[2 * r :] - 2 * plain)
+    return moved
+
+
 def calibrated(plain: np.ndarray, mean: np.ndarray, c: Calibration) -> np.ndarray:
     """Probabilities of base and mean logits: each label's blend, on its line, through the logistic function."""
     return 1 / (1 + np.exp(-(c.slope * (plain * (1 - c.share) + mean * c.share) + c.intercept)))
@@ -166,9 +178,11 @@ def test_a_prediction_is_the_calibrated_blend_of_the_base_and_the_mean_of_the_mo
     slices, whole = load_bundle(saved, CPU).predict([view])
     assert slices.shape == (5, K)
     assert whole.shape == (K,)
-    for said, (plain, mean), fitted in zip((slices, whole), by_hand(models, view), CALIBRATIONS, strict=True):
-        assert said == pytest.approx(calibrated(plain, mean, fitted), rel=1e-5)
-        assert np.abs(mean - plain).max() > 0.01  # the GRU says something of its own
+    (plain, mean), (likeliest, mean_study) = by_hand(models, view)
+    assert slices == pytest.approx(calibrated(smoothed(plain), mean, CALIBRATIONS.slices), rel=1e-5)
+    assert whole == pytest.approx(calibrated(likeliest, mean_study, CALIBRATIONS.studies), rel=1e-5)
+    assert np.abs(mean - plain).max() > 0.01  # the GRU says something of its own
+    assert np.abs(smoothed(plain) - plain).max() > 0.01  # and the neighbours something else
 
 
 def test_what_the_parts_say_stands_beside_the_blend(saved, models, views_of):
@@ -190,10 +204,12 @@ def test_of_several_networks_the_mean_is_taken_of_logits(saved, models, views_of
     """Each network's base and refined logits by themselves, averaged and then calibrated by hand: slices and study."""
     views = views_of(slices)
     alone = [by_hand(models, view) for view in views]
-    for level, (said, fitted) in enumerate(zip(load_bundle(saved, CPU).predict(views), CALIBRATIONS, strict=True)):
+    for a in alone:
+        a[0] = smoothed(a[0][0]), a[0][1]
+    for level, said in enumerate(load_bundle(saved, CPU).predict(views)):
         plain, mean = ((alone[0][level][i] + alone[1][level][i]) / 2 for i in range(2))
-        assert said == pytest.approx(calibrated(plain, mean, fitted), rel=1e-5)
-        of_probabilities = sum(calibrated(*a[level], fitted) for a in alone) / 2
+        assert said == pytest.approx(calibrated(plain, mean, CALIBRATIONS[level]), rel=1e-5)
+        of_probabilities = sum(calibrated(*a[level], CALIBRATIONS[level]) for a in alone) / 2
         assert np.abs(said - of_probabilities).max() > 1e-3  # the mean of probabilities is another number
 
 
@@ -258,9 +274,11 @@ def test_a_device_without_memory_is_no_fault_of_the_bundle(saved, monkeypatch):
 def test_every_number_of_a_calibration_comes_back_to_the_last_digit(saved):
     """Of slices and of studies, as float64: thirds, tiny ones and those without an exact decimal as well."""
     card = json.loads((saved / CARD).read_text())["calibration"]
-    assert card.keys() == {"slices", "studies"}
+    assert card.keys() == {*LEVELS, "kernel"}
     loaded = load_bundle(saved, CPU).calibrations
-    for level in Calibrations._fields:
+    assert loaded.kernel.tobytes() == CALIBRATIONS.kernel.tobytes()
+    assert card["kernel"] == CALIBRATIONS.kernel.tolist()
+    for level in LEVELS:
         assert card[level].keys() == set(NUMBERS)
         for name in NUMBERS:
             numbers, meant = getattr(getattr(loaded, level), name), getattr(getattr(CALIBRATIONS, level), name)
@@ -341,7 +359,7 @@ def test_labels_in_another_order_are_refused(root, labels):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("schema", ["ich-seq bundle 3", "ich-seq bundle 6", "ich-seq features 3", None, 3])
+@pytest.mark.parametrize("schema", ["ich-seq bundle 3", "ich-seq bundle 7", "ich-seq features 3", None, 3])
 def test_another_schema_is_refused(root, schema):
     """A bundle of an older or later version, or another artefact, is refused with both schemas named."""
     edit(root, lambda card: card.update(schema=schema))
@@ -350,17 +368,21 @@ def test_another_schema_is_refused(root, schema):
     assert SCHEMA in str(refusal.value)
 
 
-def test_a_bundle_of_the_schema_before_says_what_it_said(saved, root, views_of):
-    """Its card knows no kinds and no choices of encoders: all of it was ours, shown and pooled as ever."""
+@pytest.mark.parametrize("schema", [4, 5])
+def test_a_bundle_of_a_schema_before_says_what_it_said(saved, root, views_of, schema):
+    """Slices were not smoothed; before that cards knew no kinds and no choices of encoders: all was ours, as ever."""
 
     def age(card):
-        card["schema"] = "ich-seq bundle 4"
-        del card["rnn"]["kind"]
-        for encoder in card["encoders"]:
-            del encoder["air_beyond"], encoder["late_pool"]
+        card["schema"] = f"ich-seq bundle {schema}"
+        del card["calibration"]["kernel"]
+        if schema == 4:
+            del card["rnn"]["kind"]
+            for encoder in card["encoders"]:
+                del encoder["air_beyond"], encoder["late_pool"]
 
     edit(root, age)
     old, new = (load_bundle(folder, CPU) for folder in (root, saved))
+    new = replace(new, calibrations=new.calibrations._replace(kernel=NO_KERNEL))
     assert [e.spec for e in old.embedders.values()] == [e.spec for e in new.embedders.values()]
     views = views_of(5)
     for got, expected in zip(old.predict(views), new.predict(views), strict=True):
@@ -479,6 +501,13 @@ def test_a_card_with_a_hole_is_refused(root, part):
         pytest.param(lambda card: card.update(calibration=[]), id="calibration of a list"),
         pytest.param(lambda card: card["calibration"].update(patients={}), id="calibration of patients"),
         pytest.param(lambda card: card["calibration"].update(slices=[]), id="calibration of slices a list"),
+        pytest.param(lambda card: card["calibration"].pop("kernel"), id="no kernel"),
+        pytest.param(lambda card: card["calibration"].update(kernel=[]), id="kernel of no label"),
+        pytest.param(lambda card: card["calibration"]["kernel"].pop(), id="kernel of five labels"),
+        pytest.param(lambda card: card["calibration"]["kernel"][0].pop(), id="kernel of unequal reach"),
+        pytest.param(lambda card: card["calibration"]["kernel"][0].__setitem__(0, -0.1), id="weight below 0"),
+        pytest.param(lambda card: card["calibration"]["kernel"][0].__setitem__(0, "0.1"), id="weight of a text"),
+        pytest.param(lambda card: card["calibration"]["kernel"][0].__setitem__(0, float("nan")), id="no weight"),
     ],
 )
 def test_a_card_that_does_not_describe_its_networks_is_refused(root, change):
@@ -495,7 +524,7 @@ def one_wrong(value: object):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", Calibrations._fields)
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -531,7 +560,7 @@ def test_numbers_that_are_no_calibration_are_refused(root, level, name, change):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("level", Calibrations._fields)
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_calibration_with_more_than_its_three_numbers_is_refused(root, level):
     """A fourth list, of a later version perhaps, is not passed over in silence."""
     edit(root, lambda card: card["calibration"][level].update(offset=[0.0] * K))
@@ -539,7 +568,7 @@ def test_a_calibration_with_more_than_its_three_numbers_is_refused(root, level):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("level", Calibrations._fields)
+@pytest.mark.parametrize("level", LEVELS)
 def test_shares_may_be_all_or_nothing(root, level):
     """The ends of 0..1 are shares like others."""
     edit(root, lambda card: card["calibration"][level].update(share=[0.0, 1.0] * 3))

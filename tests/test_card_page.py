@@ -171,6 +171,20 @@ def test_the_calibration_stands_label_by_label(card, page, number, level):
         assert row == [label, *(f"{round(numbers[n][k], 3) + 0.0:.3f}" for n in ("share", "slope", "intercept"))]
 
 
+def test_the_kernel_stands_label_by_label(card):
+    """Where there is one; a card that smooths nothing, or is of an older version, has no such table."""
+    weights = np.outer(np.linspace(0, 1, len(LABELS)), [0.2, 0.1, 0.05]).tolist()
+    head = ["label", "1 away", "2 away", "3 away"]
+    shown = Page(card_page(card | {"calibration": card["calibration"] | {"kernel": weights}}))
+    (table,) = (table for table in shown.tables if table[0] == head)
+    assert table[1:] == [
+        [label, *(f"{w:.3f}" for w in of_label)] for label, of_label in zip(LABELS, weights, strict=True)
+    ]
+    levels = {level: card["calibration"][level] for level in ("slices", "studies")}
+    for none in ({"kernel": [[0.0] * 3] * len(LABELS)}, {"kernel": [[]] * len(LABELS)}, {}):
+        assert head not in [table[0] for table in Page(card_page(card | {"calibration": levels | none})).tables]
+
+
 def test_the_operating_points_stand_label_by_label(card, page):
     """With a dash where there is none, and with what they are not; a card of older versions has no such table."""
     (table,) = [t for t in page.tables if t[0] == ["label", "95.0 % sensitivity", "95.0 % specificity"]]

@@ -47,7 +47,7 @@ CARD: dict[str, Any] = {
     "rnn": {"dim": 8, "config": {"cell": "gru"}, "files": [{"file": "rnn-0.safetensors", "sha256": "f0f0"}]},
     "calibration": {
         level: {name: [0.5] * 6 for name in ("share", "slope", "intercept")} for level in ("slices", "studies")
-    },
+    } | {"kernel": [[0.1, 0.05, 0.02]] * 6},
     "familiar": {"file": "familiar.safetensors", "sha256": "a0a0", "limit": 1.5},
     "figures": {
         "rnn": {f"{level}_{kind}": FIGURE if kind == "loss" else dict.fromkeys(LABELS, FIGURE)

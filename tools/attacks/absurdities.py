@@ -75,6 +75,7 @@ BUNDLE: Mapping[str, Sequence[Any]] = {
     "calibration": (None, {}, {"slices": {}}),
     "calibration.slices.slope": ([0.0] * 6, [-1.0] * 6, [1.0] * 5, ["1"] * 6, [1e308 * 10] * 6, None),
     "calibration.studies.share": ([2.0] * 6, [[0.0]] * 6),
+    "calibration.kernel": (None, [], {}, [[0.1]] * 5, [[-0.1]] * 6, [["0.1"]] * 6, [[1e308 * 10]] * 6, [0.1] * 6),
     "familiar": (None, {}),
     "familiar.file": OUT_OF_FOLDER,
     "familiar.limit": (0.0, -1.0, "near", None),

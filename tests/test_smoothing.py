@@ -127,7 +127,7 @@ def test_chance_is_hardly_ever_believed():
 
 
 def test_the_kernel_is_for_labels_that_the_model_has_no_share_in():
-    """A model that knows two labels and is too sure of the others: a share there, the kernel elsewhere, lines on both."""
+    """A model that knows two labels and is too sure of the others: a share there, else the kernel, lines on both."""
     logits, targets, lengths = told_by_neighbours(5)
     refined = 3 * logits
     refined[:, [2, 5]] = 3.0 * (2.0 * targets[:, [2, 5]] - 1)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from ich_seq.model import Logits, SequenceModel, ensemble_logits
 from ich_seq.novelty import Familiar
 from ich_seq.operating_points import NO_POINTS, OperatingPoints
 from ich_seq.sequences import collate
-from ich_seq.smoothing import NO_KERNEL, smooth
+from ich_seq.smoothing import NO_KERNEL, REACH, smooth
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import build_around, read_tensors, write_tensors
 
@@ -47,8 +47,13 @@ SCHEMA = "ich-seq bundle 6"
 BEFORE = ("ich-seq bundle 5", "ich-seq bundle 4")
 """Schemas that are read too; `_as_now` says what they left unsaid."""
 
+Floats = NDArray[np.float64]
+Said = tuple[Floats, Floats]
+"""Logits of M slices, (M, K), study after study, and of their B studies, (B, K)."""
+
 CORRECTION, CONTEXTUAL = "correction", "contextual"
 MAX_NETWORKS = 10_000
+LEVELS = ("slices", "studies")
 CARD, FAMILIAR = "bundle.json", "familiar.safetensors"
 NETWORK_FILE = re.compile(r"((rnn|encoder)-[0-9]+|familiar)\.safetensors")
 INTENDED_USE = (
@@ -58,22 +63,18 @@ INTENDED_USE = (
 )
 
 
-Floats = NDArray[np.float64]
-Said = tuple[Floats, Floats]
-"""Logits of M slices, (M, K), study after study, and of their B studies, (B, K)."""
-
-
 def encoder_file(number: int) -> str:
     """Return the name of an encoder's file."""
     return f"encoder-{number}.safetensors"
 
 
-class Calibrations(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibrations:
     """How base and sequence model become probabilities, of slices and of studies; the base's slices by a `kernel`."""
 
     slices: Calibration
     studies: Calibration
-    kernel: Floats = NO_KERNEL
+    kernel: Floats = field(default_factory=NO_KERNEL.copy)
 
     def blend(self, base: Said, refined: Said, lengths: NDArray[np.int64]) -> Said:
         """Return the calibrated logits of B studies of these lengths, of what the base and the sequence model say."""
@@ -82,8 +83,8 @@ class Calibrations(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain numbers."""
-        levels = {"slices": self.slices, "studies": self.studies}
-        numbers = {name: {n: x.tolist() for n, x in asdict(level).items()} for name, level in levels.items()}
+        levels = {name: asdict(getattr(self, name)) for name in LEVELS}
+        numbers = {name: {n: x.tolist() for n, x in level.items()} for name, level in levels.items()}
         return numbers | {"kernel": self.kernel.tolist()}
 
 
@@ -251,9 +252,11 @@ def _as_now(card: dict[str, Any]) -> dict[str, Any]:
     """
     if card["schema"] == SCHEMA:
         return card
+    card = card | {"calibration": card["calibration"] | {"kernel": NO_KERNEL.tolist()}}
+    if card["schema"] == BEFORE[0]:
+        return card
     encoders = [dict.fromkeys(LATER, False) | described for described in card["encoders"]]
-    calibration = {"kernel": NO_KERNEL.tolist()} | card["calibration"]
-    return card | {"encoders": encoders, "rnn": {"kind": CORRECTION} | card["rnn"], "calibration": calibration}
+    return card | {"encoders": encoders, "rnn": {"kind": CORRECTION} | card["rnn"]}
 
 
 def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
@@ -267,13 +270,14 @@ def _encoder(root: Path, described: dict[str, Any]) -> SliceEncoder:
 
 
 def _calibrations(described: dict[str, Any]) -> Calibrations:
-    if described.keys() != set(Calibrations._fields):
-        raise ValueError(f"{', '.join(described)} are no calibrations")
+    if described.keys() != {*LEVELS, "kernel"}:
+        raise ValueError(f"calibrations are of slices, of studies and a kernel, not of {', '.join(described)}")
+    levels = {name: _calibration(described[name]) for name in LEVELS}
     away = [_numbers(list(weights)) for weights in zip(*described["kernel"], strict=True)]
     kernel = np.stack(away, axis=1) if away else NO_KERNEL
-    if len(described["kernel"]) != len(LABELS) or (kernel < 0).any():
-        raise ValueError("a kernel has weights of 0 or more for each label")
-    return Calibrations(_calibration(described["slices"]), _calibration(described["studies"]), kernel)
+    if len(described["kernel"]) != len(LABELS) or len(away) > REACH or ((kernel < 0) | (kernel > 1)).any():
+        raise ValueError(f"a kernel has {REACH} weights in 0..1 at most for each label")
+    return Calibrations(**levels, kernel=kernel)
 
 
 def _calibration(described: dict[str, list[float]]) -> Calibration:

@@ -106,7 +106,10 @@ def gains(before: Floats, after: Floats, targets: NDArray[np.uint8], lengths: ND
 
 
 def surely(saved: Floats, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell whether what M rows save, (M, ...), is above nothing by SURE standard errors over their studies."""
+    """Tell whether what M rows save, (M, ...), is above nothing by SURE standard errors over their studies.
+
+    False for a single study.
+    """
     of_study = np.add.reduceat(saved, _starts(lengths), axis=0)
     if len(of_study) == 1:
         return np.zeros(of_study.shape[1:], bool)

@@ -102,7 +102,8 @@ def _of_training(card: Mapping[str, Any]) -> dict[int, str]:
         23: f"ich-seq {card['version']}, {versions}.",
         25: f"{training['studies']:,} studies, {training['slices']:,} slices of {training['patients']:,} patients; all "
         "settings are on the card.",
-        26: "Each sequence model stops on a fold that it did not learn from; the blend is chosen on the same folds.",
+        26: "Each sequence model stops on a fold that it did not learn from; the blend is chosen on the same folds, "
+        "and so are the kernel and the calibration.",
         32: "Out of fold by patient; the figures are on the card.",
     }
 

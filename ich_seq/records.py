@@ -196,7 +196,7 @@ class Calibrations(Record):
 
     slices: LevelCalibration
     studies: LevelCalibration
-    kernel: list[list[Annotated[float, Field(ge=0)]]]
+    kernel: list[list[Share]]
 
 
 class Familiar(BundledFile):

@@ -233,8 +233,7 @@ class Trainer:
 def fit_ensemble(data: FoldedStudies, trainer: Trainer, *, without: frozenset[int] = frozenset()) -> Ensemble:
     """Train models for each fold but those left out, stopped early on that fold and trained on the others.
 
-    A model for each of `seeds`. The shares of the blend, the kernel where a label has none, and the calibration are
-    fitted on the folds that the models stopped on, to the mean of those that stopped on it.
+    A model for each of `seeds`. They are `calibrated` on the folds that they stopped on, seeds by their mean.
     """
     models: list[SequenceModel] = []
     seen: list[tuple[Beside, Beside]] = []
@@ -245,10 +244,14 @@ def fit_ensemble(data: FoldedStudies, trainer: Trainer, *, without: frozenset[in
         seen.append((Beside.mean([s for s, _ in said]), Beside.mean([s for _, s in said])))
         models += trained
     slices, studies = (Beside.joined([part[level] for part in seen]) for level in range(2))
-    method = trainer.config.train.calibration
+    return Ensemble(models=models, calibrations=calibrated(slices, studies, trainer.config.train.calibration))
+
+
+def calibrated(slices: Beside, studies: Beside, method: str) -> Calibrations:
+    """Fit shares, the kernel where a label has none, and calibration to what was said of studies not learnt from."""
     of_slices, kernel = fit_smoothed(slices.base, slices.refined, slices.targets, slices.lengths, method)
     of_studies = fit_calibration(studies.base, studies.refined, studies.targets, studies.lengths, method)
-    return Ensemble(models=models, calibrations=Calibrations(of_slices, of_studies, kernel))
+    return Calibrations(slices=of_slices, studies=of_studies, kernel=kernel)
 
 
 def _fit_one(data: FoldedStudies, trainer: Trainer, stop: int, seed: int, without: frozenset[int]) -> SequenceModel:

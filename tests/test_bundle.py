@@ -208,8 +208,8 @@ def test_of_several_networks_the_mean_is_taken_of_logits(saved, models, views_of
         a[0] = smoothed(a[0][0]), a[0][1]
     for level, said in enumerate(load_bundle(saved, CPU).predict(views)):
         plain, mean = ((alone[0][level][i] + alone[1][level][i]) / 2 for i in range(2))
-        assert said == pytest.approx(calibrated(plain, mean, CALIBRATIONS[level]), rel=1e-5)
-        of_probabilities = sum(calibrated(*a[level], CALIBRATIONS[level]) for a in alone) / 2
+        assert said == pytest.approx(calibrated(plain, mean, getattr(CALIBRATIONS, LEVELS[level])), rel=1e-5)
+        of_probabilities = sum(calibrated(*a[level], getattr(CALIBRATIONS, LEVELS[level])) for a in alone) / 2
         assert np.abs(said - of_probabilities).max() > 1e-3  # the mean of probabilities is another number
 
 
@@ -382,7 +382,7 @@ def test_a_bundle_of_a_schema_before_says_what_it_said(saved, root, views_of, sc
 
     edit(root, age)
     old, new = (load_bundle(folder, CPU) for folder in (root, saved))
-    new = replace(new, calibrations=new.calibrations._replace(kernel=NO_KERNEL))
+    new = replace(new, calibrations=replace(new.calibrations, kernel=NO_KERNEL))
     assert [e.spec for e in old.embedders.values()] == [e.spec for e in new.embedders.values()]
     views = views_of(5)
     for got, expected in zip(old.predict(views), new.predict(views), strict=True):
@@ -506,6 +506,11 @@ def test_a_card_with_a_hole_is_refused(root, part):
         pytest.param(lambda card: card["calibration"]["kernel"].pop(), id="kernel of five labels"),
         pytest.param(lambda card: card["calibration"]["kernel"][0].pop(), id="kernel of unequal reach"),
         pytest.param(lambda card: card["calibration"]["kernel"][0].__setitem__(0, -0.1), id="weight below 0"),
+        pytest.param(lambda card: card["calibration"]["kernel"][0].__setitem__(0, 1.1), id="weight above 1"),
+        pytest.param(
+            lambda card: [w.append(0.0) for w in card["calibration"]["kernel"]], id="kernel that reaches further"
+        ),
+        pytest.param(lambda card: card.update(schema="ich-seq bundle 5") or card["rnn"].pop("kind"), id="5, no kind"),
         pytest.param(lambda card: card["calibration"]["kernel"][0].__setitem__(0, "0.1"), id="weight of a text"),
         pytest.param(lambda card: card["calibration"]["kernel"][0].__setitem__(0, float("nan")), id="no weight"),
     ],

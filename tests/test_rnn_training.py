@@ -342,7 +342,7 @@ def test_the_bundle_says_of_new_slices_what_the_classifier_says(trained, make_st
     features = embedded.features.numpy().astype(np.float16)
     none = Calibration(share=np.zeros(K), slope=np.ones(K), intercept=np.zeros(K))
     study = replace(make_study("new", 5), features=features, logits=embedded.logits.numpy())
-    slices, whole = replace(bundle, calibrations=Calibrations(none, none)).predict([study])
+    slices, whole = replace(bundle, calibrations=Calibrations(slices=none, studies=none)).predict([study])
     assert slices == pytest.approx(expit(logits.astype(np.float64)), abs=1e-5)
     assert whole == pytest.approx(expit(logits.astype(np.float64).max(axis=0)), abs=1e-5)
 
@@ -524,7 +524,9 @@ def test_a_blend_is_what_the_bundle_says(trained):
     along = Calibration(share=np.linspace(0, 1, K), slope=np.linspace(0.3, 2, K), intercept=np.linspace(-1, 1, K))
     back = Calibration(share=along.share[::-1], slope=along.slope[::-1], intercept=along.intercept[::-1])
     kernel = np.outer(np.linspace(0, 1, K), [0.2, 0.1, 0.05])
-    ensemble = Ensemble(models=list(bundle.models), calibrations=Calibrations(along, back, kernel))
+    ensemble = Ensemble(
+        models=list(bundle.models), calibrations=Calibrations(slices=along, studies=back, kernel=kernel)
+    )
     studies = prepared(data)
     said = predict_ensemble(ensemble, studies, CPU)["blend"]
     by_bundle = [replace(bundle, calibrations=ensemble.calibrations).predict([study.features]) for study in studies]
@@ -555,7 +557,7 @@ def test_the_calibration_is_fitted_where_the_models_stopped(learnable, logits_al
     ]
     held_out = [s for fold in (1, 2, 3) for s in data.to_learn_from(frozenset({fold}), without)]
     lengths = [np.array([len(s) for s in held_out]), np.ones(len(held_out), int)]
-    for level, fitted in enumerate(ensemble.calibrations[:2]):
+    for level, fitted in enumerate((ensemble.calibrations.slices, ensemble.calibrations.studies)):
         base, targets = (np.concatenate([of[0][level][i] for of in parts]) for i in (0, 2))
         refined = np.concatenate([np.mean([one[level][1] for one in of], axis=0) for of in parts])
         *rows, used = given[level]

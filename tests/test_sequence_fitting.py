@@ -758,7 +758,7 @@ def test_every_option_makes_a_bundle_that_says_what_its_ensemble_does(given, tmp
     assert len(bundle.models) == len(ensemble.models) == FOLDS * seeds
     assert all(same(one, other) for one, other in zip(bundle.models, ensemble.models, strict=True))
     assert all(model.config == config.rnn for model in bundle.models)
-    for level in bundle.calibrations[:2]:
+    for level in (bundle.calibrations.slices, bundle.calibrations.studies):
         assert (level.intercept == 0).all() or config.train.calibration == "platt"
         assert (level.slope == 1).all() or config.train.calibration != "none"
     studies = data.to_learn_from(data.numbers, frozenset())

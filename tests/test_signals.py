@@ -9,8 +9,6 @@ import time
 
 import pytest
 
-from ich_seq.signals import ENDING
-
 BLOCKS = {
     "computing": "while True: pass",
     "waiting": "import time; time.sleep(60)",
@@ -32,16 +30,18 @@ while True:
 }
 
 
-def answering() -> None:
-    """In a new process: signals do what they do at a terminal, though the tests run under `nohup`, say."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_DFL)
+ANSWERING = """
+import signal
+from ich_seq.signals import ENDING, ended_by_signals
+for number in ENDING:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+"""
+"""Signals do in a new process what they do at a terminal, though the tests run under `nohup`, say."""
 
 
 def started(block: str) -> subprocess.Popen[str]:
     """A process in the midst of a block that signals end."""
-    said = f"""
-from ich_seq.signals import ended_by_signals
+    said = f"""{ANSWERING}
 with ended_by_signals():
     print("ready", flush=True)
     exec({block!r})
@@ -52,7 +52,6 @@ with ended_by_signals():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=answering,  # noqa: PLW1509 - the tests have no threads
     )
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.2)
@@ -144,10 +143,9 @@ try:
 finally:
     print("unwound", flush=True)
 """)
-    said = f"""
+    said = f"""{ANSWERING}
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-from ich_seq.signals import ended_by_signals
 with ended_by_signals():
     import slow_to_import
 """
@@ -156,7 +154,6 @@ with ended_by_signals():
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=answering,
     )
     assert (done.returncode, done.stdout) == (128 + number, "")
     assert "Run the same command again" in done.stderr

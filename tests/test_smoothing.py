@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
-from ich_seq.calibration import fit_lines
+from ich_seq.calibration import fit_calibration, fit_lines
 from ich_seq.labels import LABELS
 from ich_seq.metrics import LOSS_WEIGHTS
+from ich_seq.rnn_training import calibrated
+from ich_seq.sequence_fitting import Beside
 from ich_seq.smoothing import NO_KERNEL, REACH, fit_kernel, fit_smoothed, smooth
 
 K = len(LABELS)
@@ -74,11 +76,11 @@ def test_without_weights_all_stays_to_the_bit(kernel):
     np.testing.assert_array_equal(smooth(logits, lengths, kernel), logits)
 
 
-def told_by_neighbours(seed: int, studies: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def told_by_neighbours(seed: int, studies: int = 60, mean: float = -0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, targets drawn from what they are after TRUE_KERNEL, and the lengths of the studies."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(20, 40, studies)
-    logits = rng.normal(-0.5, 2, (lengths.sum(), K))
+    logits = rng.normal(mean, 2, (lengths.sum(), K))
     truth = smooth(logits, lengths, np.tile(TRUE_KERNEL, (K, 1)))
     return logits, (rng.uniform(size=truth.shape) < expit(truth)).astype(np.uint8), lengths
 
@@ -128,17 +130,47 @@ def test_chance_is_hardly_ever_believed():
 
 def test_the_kernel_is_for_labels_that_the_model_has_no_share_in():
     """A model that knows two labels and is too sure of the others: a share there, else the kernel, lines on both."""
-    logits, targets, lengths = told_by_neighbours(5)
+    logits, targets, lengths = told_by_neighbours(5, studies=200, mean=-4.5)
+    logits[:, 0] *= 2  # too sure, so that it needs a line
     refined = 3 * logits
     refined[:, [2, 5]] = 3.0 * (2.0 * targets[:, [2, 5]] - 1)
     fitted, kernel = fit_smoothed(logits, refined, targets, lengths, "platt")
-    assert fitted.share.tolist() == [0, 0, 1, 0, 0, 1]
+    assert (fitted.share > 0).tolist() == [False, False, True, False, False, True]
     assert (kernel[[2, 5]] == 0).all()
     np.testing.assert_array_equal(kernel[[0, 1, 3, 4]], fit_kernel(logits, targets, lengths)[[0, 1, 3, 4]])
-    said = np.where(fitted.share > 0, refined, slowly(logits, lengths, kernel))
+    said = (1 - fitted.share) * slowly(logits, lengths, kernel) + fitted.share * refined
     slope, intercept = fit_lines(said, targets, lengths, "platt")
+    assert slope[0] < 0.8
     np.testing.assert_allclose(fitted.slope, slope, rtol=1e-6)
     np.testing.assert_allclose(fitted.intercept, intercept, atol=1e-6)
+
+
+@pytest.mark.parametrize("class_of_all", [0, 1])
+def test_a_label_that_never_changes_proves_nothing(class_of_all):
+    """Averaging takes loss off it in every study, which tells of no bleed: there is no kernel."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(20, 40, 60)
+        logits = rng.normal(-1, 2, (lengths.sum(), K))
+        targets = (rng.uniform(size=logits.shape) < expit(logits)).astype(np.uint8)
+        targets[:, 3:5] = class_of_all
+        assert (fit_kernel(logits, targets, lengths) == 0).all()
+
+
+def test_what_an_ensemble_is_calibrated_by_holds_the_kernel():
+    """Of slices; studies, which are said of apart, have the calibration of their own."""
+    logits, targets, lengths = told_by_neighbours(7)
+    starts = np.cumsum(lengths) - lengths
+    of_studies, labels = (np.maximum.reduceat(x, starts) for x in (logits, targets))
+    slices = Beside(base=logits, refined=3 * logits, targets=targets, lengths=lengths)
+    studies = Beside(base=of_studies, refined=-of_studies, targets=labels, lengths=np.ones_like(lengths))
+    fitted = calibrated(slices, studies, "platt")
+    expected, kernel = fit_smoothed(logits, 3 * logits, targets, lengths, "platt")
+    assert kernel.any()
+    assert np.array_equal(fitted.kernel, kernel)
+    assert np.array_equal(fitted.slices.slope, expected.slope)
+    alone = fit_calibration(of_studies, -of_studies, labels, np.ones_like(lengths), "platt")
+    assert np.array_equal(fitted.studies.share, alone.share)
 
 
 def test_one_study_proves_no_kernel():

@@ -35,8 +35,6 @@ from numpy.typing import NDArray
 from sequence_peers import PEERS, Budget, Predict, Said, Studies, taken
 
 from ich_seq import __version__
-from ich_seq.bundle import Calibrations
-from ich_seq.calibration import fit_calibration
 from ich_seq.config import Config
 from ich_seq.devices import choose_device
 from ich_seq.figures import Truth
@@ -44,7 +42,7 @@ from ich_seq.files import sha256_file, write_bytes, write_json
 from ich_seq.folded_studies import FoldedStudies
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.metrics import LOSS_WEIGHTS, RankedScores, bootstrap, log_losses
-from ich_seq.rnn_training import Ensemble, Trainer, fit_ensemble, predict_ensemble
+from ich_seq.rnn_training import Ensemble, Trainer, calibrated, fit_ensemble, predict_ensemble
 from ich_seq.sequence_fitting import SequenceTask, fit_sequence, logits_beside_base
 from ich_seq.sequences import LabelledStudy, label_studies
 from ich_seq.store import MANIFEST, open_store
@@ -75,11 +73,8 @@ def ours_one(train: Studies, stop: Studies, config: Config, device: torch.device
         name="one", learn=train, stop=stop, rnn=config.rnn, options=config.train, seed=config.train.seed, device=device
     )
     model = fit_sequence(task, None)
-    slices, studies = logits_beside_base(model, stop, device)
-    fitted = (
-        fit_calibration(x.base, x.refined, x.targets, x.lengths, config.train.calibration) for x in (slices, studies)
-    )
-    ensemble = Ensemble(models=[model], calibrations=Calibrations(*fitted))
+    fitted = calibrated(*logits_beside_base(model, stop, device), config.train.calibration)
+    ensemble = Ensemble(models=[model], calibrations=fitted)
     return lambda unseen: blended(ensemble, unseen, device)
 
 

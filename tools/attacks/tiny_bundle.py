@@ -43,7 +43,7 @@ def write_tiny_bundle(root: Path, *, seed: int = 0, views: int = 1) -> Path:
         encoders=[encoder],
         execution=Execution(engine="torch", precision="fp32", views=views, batch_size=8),
         models=[_sequence_model(dim, seed)],
-        calibrations=Calibrations(slices=half, studies=half),
+        calibrations=Calibrations(slices=half, studies=half, kernel=np.tile([0.2, 0.1, 0.05], (labels, 1))),
         familiar=usual,
         facts={"training": {"studies": 1, "patients": 1}},
     )

@@ -101,6 +101,8 @@ def explore(
     metavar="all|K|final",
     help="Train every fold, one, from 0, or the final network.",
 )
+@click.option("--also", type=Place(), help="Labels of slices that are learnt from too, but judged by none, a CSV file.")
+@click.option("--begin", type=Place(), metavar="RUN", help="Begin each fold at its network of another run.")
 @click.option("--tensorboard", is_flag=True, help="Log to OUT/fold-K/tensorboard.")
 @phi_option
 @settings
@@ -111,6 +113,8 @@ def train_cnn(
     labels: Path,
     out: Path,
     fold: str,
+    also: Path | None,
+    begin: Path | None,
     tensorboard: bool,
     phi: bool,
     config_file: Path | None,
@@ -126,7 +130,8 @@ def train_cnn(
     Each network learns from all folds but its own. Finished folds stay and a broken one goes on at its
     last state; under torchrun all processes train together. Afterwards extract-features --cnn OUT embeds
     every study by a network that did not learn from its patient. --fold final adds the network for new patients, which
-    learns from all: a bundle then holds it alone, and predicts in a fraction of the time.
+    learns from all: a bundle then holds it alone, and predicts in a fraction of the time. Studies with labels in --also
+    alone add to what may be learnt: bleeds drawn by hand or program, heads of another hospital.
 
     \b
     ich-seq train-cnn stage_2_train --labels stage_2_train.csv --out cnn
@@ -143,6 +148,8 @@ def train_cnn(
             labels,
             out,
             config,
+            also=also,
+            begin=begin,
             fold=wanted,
             device=device,
             workers=workers,

@@ -24,10 +24,12 @@ from ich_seq.cnn_run import (
     FOLDS,
     HELD_OUT,
     PLAN,
+    CnnRun,
     FoldResult,
     claim_folder,
     fold_folder,
     folds_csv,
+    load_run,
     read_fold,
     save_run,
     write_fold,
@@ -44,9 +46,9 @@ from ich_seq.inputs import Given, as_paths, check_input
 from ich_seq.labels import LABELS, assign_folds, read_labels
 from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
-from ich_seq.samples import LabelledSlices, label_slices
+from ich_seq.samples import LabelledSlices, joined, label_slices
 from ich_seq.store import REJECTED
-from ich_seq.studies import Counts, Findings, account, find_studies
+from ich_seq.studies import Counts, Findings, Study, account, find_studies
 from ich_seq.tables import csv_table
 from ich_seq.weights import tensor_bytes, write_tensors
 
@@ -73,19 +75,32 @@ class CnnSummary:
     figures: dict[str, Any]
 
 
+NOBODYS = -1
+"""The fold of studies that are only learnt from, of patients in no fold: no network has to be spared them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """Labelled slices, the fold of each of their studies, (B,), and all that was found on the way."""
+    """Labelled slices, the fold of each of their studies, (B,), and all that was found on the way.
+
+    `judged` (B,) tells the studies of the set from those that are only learnt from, which are in the fold of their
+    patient, or NOBODYS.
+    """
 
     slices: LabelledSlices
     folds: NDArray[np.int64]
+    judged: NDArray[np.bool_]
     findings: Findings
     unlabelled: tuple[str, ...]
-    labels_sha256: str
+    sha256: dict[str, str]
 
     def rows(self, *folds: int) -> NDArray[np.int64]:
-        """Return the rows of these folds."""
-        return np.flatnonzero(np.isin(self.folds[self.slices.study], folds))
+        """Return the rows of these folds that are judged."""
+        return np.flatnonzero((np.isin(self.folds, folds) & self.judged)[self.slices.study])
+
+    def learnable(self, *folds: int) -> NDArray[np.int64]:
+        """Return all rows of these folds and of none."""
+        return np.flatnonzero(np.isin(self.folds, (*folds, NOBODYS))[self.slices.study])
 
 
 def train_cnn(
@@ -94,6 +109,8 @@ def train_cnn(
     out: str | Path,
     config: Config | None = None,
     *,
+    also: str | Path | None = None,
+    begin: str | Path | None = None,
     fold: int | Literal["final"] | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -106,58 +123,108 @@ def train_cnn(
     Each network learns from all folds but its own, which it then predicts; the figures are made of
     these predictions. The "final" one learns from all folds and is judged by none: it is for patients that nobody
     saw. Finished folds stay, a broken one goes on at its last state, to the same bytes.
+    Studies without labels in `labels` but with some in `also` are learnt from as well, by every network that may see
+    their patient; they are not judged, and how frequent a label is they do not tell. With `begin`, a run of the same
+    patients and folds, each network begins at the one of its own fold there.
     rejected.csv names files only where `phi` asks for it, else a hash stands for each.
     Started by torchrun, all processes train each network together; `out` must be one folder for all.
     Raises UsageError if no slice has labels, if there is no such fold, if `out` is a run of other
-    settings or data, or for a final network that is to stop early: it has no fold to stop on.
+    settings or data, if `begin` is none that its folds can begin at, or for a final network that is to stop early: it
+    has no fold to stop on.
     """
     root, labels, out, config = as_paths(root), Path(labels), Path(out), config or Config()
+    also = None if also is None else Path(also)
     workers, folds = choose_workers(workers), _wanted(fold, config)
     check_input(root, out)
     spare_others(out, PLAN)
     keep_memory()
     processor = local_device(choose_device(device))
     with joined_group(processor) as group:
-        data = _read(root, labels, out, config, workers, phi, progress)
-        encoder = build_encoder(config, drop_path=config.cnn.drop_path)
-        tasks = [_task(f, data, encoder.spec, config, processor, group, workers) for f in folds]
+        data = _read(root, labels, also, out, config, workers, phi, progress)
+        begun = None if begin is None else _begun(Path(begin), data, folds)
+        spec = build_encoder(_beginning(config, begun, folds[0]), drop_path=config.cnn.drop_path).spec
+        tasks = [_task(f, data, spec, config, processor, group, workers) for f in folds]
         if group.writes:
-            _open(out, data, config, encoder.spec)
+            _open(out, data, config, spec.sha256 if begun is None else sha256_file(begun.root / PLAN))
         group.wait()
         for task in tasks:
-            _train_fold(task, data, out, config, tensorboard=tensorboard, progress=progress)
+            start = _beginning(config, begun, task.fold)
+            _train_fold(task, data, out, start, tensorboard=tensorboard, progress=progress)
         group.wait()
         return _sum_up(out, data, config, group)
 
 
-def _read(root: Given, labels: Path, out: Path, config: Config, workers: int, phi: bool, progress: Progress) -> Data:
+def _read(
+    root: Given,
+    labels: Path,
+    also: Path | None,
+    out: Path,
+    config: Config,
+    workers: int,
+    phi: bool,
+    progress: Progress,
+) -> Data:
     findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
-    slices, unlabelled = label_slices(findings.studies, read_labels(labels))
-    if not len(slices):
-        raise UsageError(
-            f"None of the {len(findings.studies)} studies has a labelled slice; "
-            "the IDs of the label file must be the SOP Instance UIDs of these DICOM files."
-        )
+    slices, unlabelled = _labelled(findings.studies, labels)
     positive = np.zeros((len(slices.studies), len(LABELS)), np.uint8)
     np.maximum.at(positive, slices.study, slices.targets)
     patients = np.array([short_hash(s.patient_id) for s in slices.studies])
+    folds = assign_folds(patients, positive, n_folds=config.cnn.folds, seed=config.cnn.seed)
+    judged, sha256 = np.ones(len(folds), bool), {"labels_sha256": sha256_file(labels)}
+    if also is not None:
+        rest = set(unlabelled)
+        more, unlabelled = _labelled([s for s in findings.studies if s.uid in rest], also)
+        fold_of = dict(zip(patients.tolist(), folds.tolist(), strict=True))
+        theirs = [fold_of.get(short_hash(study.patient_id), NOBODYS) for study in more.studies]
+        slices, folds = joined([slices, more]), np.concatenate([folds, theirs])
+        judged, sha256 = np.arange(len(folds)) < len(judged), sha256 | {"also_sha256": sha256_file(also)}
     return Data(
-        slices=slices,
-        folds=assign_folds(patients, positive, n_folds=config.cnn.folds, seed=config.cnn.seed),
-        findings=findings,
-        unlabelled=tuple(unlabelled),
-        labels_sha256=sha256_file(labels),
+        slices=slices, folds=folds, judged=judged, findings=findings, unlabelled=tuple(unlabelled), sha256=sha256
     )
 
 
-def _open(out: Path, data: Data, config: Config, spec: EncoderSpec) -> None:
+def _labelled(studies: Sequence[Study], labels: Path) -> tuple[LabelledSlices, list[str]]:
+    """Return what these labels know of studies, and the UIDs of the others. Raises UsageError if that is nothing."""
+    slices, unlabelled = label_slices(studies, read_labels(labels))
+    if not len(slices):
+        raise UsageError(
+            f"None of the {len(studies)} studies has a labelled slice in {labels}; "
+            "the IDs of the label file must be the SOP Instance UIDs of these DICOM files."
+        )
+    return slices, unlabelled
+
+
+def _begun(begin: Path, data: Data, folds: Sequence[int]) -> CnnRun:
+    """Open the run that networks begin at. Raises UsageError if one would know a patient that it is to be judged by."""
+    run = load_run(begin)
+    if missing := [str(fold) for fold in folds if fold not in run.results]:
+        raise UsageError(f"{begin} has no network of fold {', '.join(missing)} to begin at; train it there first.")
+    known = [run.fold_of_patient.get(short_hash(study.patient_id)) for study in data.slices.studies]
+    elsewhere = [k for k, (was, fold) in enumerate(zip(known, data.folds, strict=True)) if was not in (None, fold)]
+    if any(data.judged[k] for k in elsewhere):
+        raise UsageError(
+            f"In {begin} patients are in other folds, so its networks learnt from some that are to be held out here; "
+            "begin at a run of the same labels, cnn.folds and cnn.seed."
+        )
+    return run
+
+
+def _beginning(config: Config, begun: CnnRun | None, fold: int) -> Config:
+    """Return the settings with the weights of a fold's network of another run."""
+    if begun is None:
+        return config
+    weights = {"weights": str(fold_folder(begun.root, fold) / ENCODER)}
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update=weights)})
+
+
+def _open(out: Path, data: Data, config: Config, weights_sha256: str) -> None:
     """Make `out` the folder of this run, or go on in it; write who is in which fold."""
     with locked_folder(out, wait_s=WAIT_S):
         table = folds_csv(
             (study.uid, short_hash(study.patient_id), int(fold))
             for study, fold in zip(data.slices.studies, data.folds, strict=True)
         )
-        plan = {"settings": _settings(config), "labels_sha256": data.labels_sha256, "weights_sha256": spec.sha256}
+        plan = {"settings": _settings(config), "weights_sha256": weights_sha256} | data.sha256
         claim_folder(out, plan | {"folds_sha256": sha256_bytes(table), "slices": len(data.slices)})
         write_bytes(out / FOLDS, table)
 
@@ -195,7 +262,8 @@ def _task(
         fold=fold,
         slices=data.slices,
         spec=spec,
-        learn=data.rows(*learn),
+        learn=data.learnable(*learn),
+        natural=data.rows(*learn),
         watch=data.rows(stop),
         options=options,
         augment=config.augment,
@@ -286,8 +354,8 @@ def _sum_up(out: Path, data: Data, config: Config, group: Group) -> CnnSummary:
         out=out,
         folds=folds,
         final=len(folds) < len(results),
-        studies=len(data.slices.studies),
-        slices=len(data.slices),
+        studies=int(data.judged.sum()),
+        slices=len(data.rows(*range(config.cnn.folds))),
         unlabelled=data.unlabelled,
         counts=counts,
         figures=figures,
@@ -296,14 +364,18 @@ def _sum_up(out: Path, data: Data, config: Config, group: Group) -> CnnSummary:
 
 def _facts(data: Data, config: Config, counts: Counts, figures: dict[str, Any]) -> dict[str, Any]:
     """Return what the run's record says of its data and settings."""
-    slices = data.slices
+    rows = data.rows(*range(config.cnn.folds))
+    judged = [study for study, own in zip(data.slices.studies, data.judged, strict=True) if own]
+    positive = data.slices.targets[rows].sum(axis=0, dtype=int)
+    besides = {"also_studies": len(data.judged) - len(judged), "also_slices": len(data.slices) - len(rows)}
     return {
         "settings": _settings(config),
-        "labels_sha256": data.labels_sha256,
-        "studies": len(slices.studies),
-        "patients": len({s.patient_id for s in slices.studies}),
-        "slices": len(slices),
-        "positive_slices": dict(zip(LABELS, slices.targets.sum(axis=0, dtype=int).tolist(), strict=True)),
+        **data.sha256,
+        "studies": len(judged),
+        "patients": len({study.patient_id for study in judged}),
+        "slices": len(rows),
+        "positive_slices": dict(zip(LABELS, positive.tolist(), strict=True)),
+        **(besides if besides["also_studies"] else {}),
         "studies_without_labels": len(data.unlabelled),
         "counts": asdict(counts),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},

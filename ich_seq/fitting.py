@@ -78,14 +78,15 @@ LOG_EVERY = 10
 class Task:
     """What to train: the rows of `slices` to learn from and to watch, how, and on what.
 
-    `fold` numbers the task among its like and moves its seeds. The watched rows never move a weight;
-    with `options.patience` they decide when to stop.
+    `natural` are those of the former whose labels are as frequent as in patients. `fold` numbers the task among its
+    like and moves its seeds. The watched rows never move a weight; with `options.patience` they decide when to stop.
     """
 
     fold: int
     slices: LabelledSlices
     spec: EncoderSpec
     learn: Rows
+    natural: Rows
     watch: Rows
     options: Cnn
     augment: Augment
@@ -171,7 +172,9 @@ class Training:
 
     def __init__(self, task: Task, encoder: SliceEncoder) -> None:
         self.task, self.device = task, task.device
-        self.shift = torch.from_numpy(prior_shift(task.slices.targets[task.learn], task.chances)).to(self.device)
+        targets = task.slices.targets
+        shift = prior_shift(targets[task.learn], task.chances, targets[task.natural])
+        self.shift = torch.from_numpy(shift).to(self.device)
         self.steps = steps_an_epoch(task)
         torch.manual_seed(task.seed)
         network = SliceNetwork(encoder, _head_at_prevalence(encoder.spec.dim, task), task.options.dropout)
@@ -351,7 +354,7 @@ def _finite(loss: float, step: int) -> float:
 def _head_at_prevalence(dim: int, task: Task) -> nn.Linear:
     """Return a head that says each label's prevalence until it is trained."""
     head = new_head(dim)
-    targets = task.slices.targets[task.learn]
+    targets = task.slices.targets[task.natural]
     nn.init.zeros_(head.weight)
     with torch.no_grad():
         head.bias.copy_(torch.from_numpy(log_odds(targets.sum(axis=0, dtype=float), len(targets))))

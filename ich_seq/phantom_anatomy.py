@@ -65,7 +65,7 @@ def _blend(hu: Floats, share: NDArray[np.floating[Any]], value: Floats | float) 
     hu += share * (value - hu)
 
 
-def _texture(shape: tuple[int, int, int], grain: float, rng: np.random.Generator) -> Floats:
+def texture(shape: tuple[int, int, int], grain: float, rng: np.random.Generator) -> Floats:
     """(N, h, w) noise of sd 1, smooth in the slice and from slice to slice.
 
     Windows sliding over one wide picture: a tenth of the time of filtering in 3D.
@@ -193,7 +193,7 @@ def draw_head(table_mm: Doubles, pixel_mm: float, rng: np.random.Generator) -> H
     radius = _dome(z, top)
     depth = radius[:, None, None] * reach - r
     # A stream apart: the texture's draws hang on N, the rest of a patient must not.
-    folds = _texture(depth.shape, 4.2 / p, rng.spawn(1)[0])
+    folds = texture(depth.shape, 4.2 / p, rng.spawn(1)[0])
     # Through a sloping vault a thick slice holds bone and brain at once.
     edge = np.maximum(p, 0.45 * np.abs(np.gradient(radius)) * float(np.mean(reach)))[:, None, None]
     hu = np.full(depth.shape, AIR_HU, np.float32)

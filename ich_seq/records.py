@@ -136,6 +136,10 @@ class CnnRun(Record):
     """Those of the trained folds, in their order. The fold after the last, in which nobody is, is the final network."""
     folds_sha256: Sha256
     labels_sha256: Sha256
+    also_sha256: Sha256 = ABSENT
+    also_studies: Count = ABSENT
+    also_slices: Count = ABSENT
+    """Of what was only learnt from, if anything was: its label file, and what else is told of the set itself below."""
     settings: CnnSettings
     studies: Count
     patients: Count

@@ -59,6 +59,17 @@ class LabelledSlices:
         return np.array([where[s][i] for s, i in zip(self.study, self.index, strict=True)])
 
 
+def joined(parts: Sequence[LabelledSlices]) -> LabelledSlices:
+    """Return the slices of several sets, one after the other."""
+    starts = np.cumsum([0, *(len(part.studies) for part in parts)])[:-1]
+    return LabelledSlices(
+        studies=tuple(study for part in parts for study in part.studies),
+        study=np.concatenate([part.study + start for part, start in zip(parts, starts, strict=True)]),
+        index=np.concatenate([part.index for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
+    )
+
+
 def label_slices(studies: Sequence[Study], labels: SliceLabels) -> tuple[LabelledSlices, list[str]]:
     """Put labels beside the slices of studies; return them and the UIDs of studies without any label.
 
@@ -107,14 +118,17 @@ def _rarity(targets: NDArray[np.uint8]) -> Floats:
     return np.asarray(np.where(full, 1 / np.sqrt(np.maximum(frequency, 1e-12)), 0).max(axis=1))
 
 
-def prior_shift(targets: NDArray[np.uint8], chances: Floats) -> NDArray[np.float32]:
-    """Return by how much sampling moves each label's log odds, (K,).
+def prior_shift(
+    targets: NDArray[np.uint8], chances: Floats, natural: NDArray[np.uint8] | None = None
+) -> NDArray[np.float32]:
+    """Return by how much sampling moves each label's log odds from those of `natural` rows, (K,), by default `targets`.
 
     Added to the logits in training (logit adjustment, Menon et al. 2021), it lets the network itself say
     the probabilities of the data as they are.
     """
-    natural = log_odds(targets.sum(axis=0, dtype=float), len(targets))
-    return np.asarray(log_odds(chances @ targets, chances.sum()) - natural, np.float32)
+    natural = targets if natural is None else natural
+    as_they_are = log_odds(natural.sum(axis=0, dtype=float), len(natural))
+    return np.asarray(log_odds(chances @ targets, chances.sum()) - as_they_are, np.float32)
 
 
 def epoch_rows(

@@ -27,10 +27,11 @@ from ich_seq import ArtefactError, OutputError, UsageError, cnn_training, figure
 from ich_seq.baselines import constant
 from ich_seq.bundle import load_bundle
 from ich_seq.cli import cli
-from ich_seq.cnn_run import CURVES, ENCODER, FOLD, FOLDS, HELD_OUT, RUN, fold_folder
+from ich_seq.cnn_run import CURVES, ENCODER, FOLD, FOLDS, HELD_OUT, RUN, fold_folder, load_run
 from ich_seq.cnn_training import CnnSummary, train_cnn
 from ich_seq.config import Config, load_config
 from ich_seq.distributed import Group
+from ich_seq.encoder import SliceEncoder
 from ich_seq.extraction import ExtractionSummary, extract_features
 from ich_seq.files import sha256_file, short_hash
 from ich_seq.labels import LABELS, read_labels
@@ -182,6 +183,108 @@ def test_networks_learn_from_all_folds_but_their_own(trained, phantoms, monkeypa
         assert set(folds[task.learn]) == set(range(N_FOLDS)) - {own, stop}
         assert len(task.learn) == (~np.isin(folds, [own, stop])).sum()
     assert [task.fold for task, _ in seen] == [0, 1, 2] * 2
+
+
+@pytest.fixture(scope="module")
+def split(phantoms: PhantomSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, str]]:
+    """Labels of eight studies, labels of three more in another file, one left without; patient by study."""
+    studies = find_studies(phantoms.dicom).studies
+    patients = {study.uid: study.patient_id for study in studies}
+    twice = [uid for uid in patients if list(patients.values()).count(patients[uid]) > 1]
+    also = [twice[0], *(uid for uid in patients if uid not in twice)][:3]  # one whose patient is judged, two of nobody
+    judged = [uid for uid in patients if uid not in also][:8]
+    rows, folder = pd.read_csv(phantoms.labels, dtype=str), tmp_path_factory.mktemp("split")
+    for name, uids in (("judged", judged), ("also", also)):
+        sops = {header.sop_uid for study in studies if study.uid in uids for header in study.slices}
+        rows[rows["ID"].str.rsplit("_", n=1).str[0].isin(sops)].to_csv(folder / f"{name}.csv", index=False)
+    assert twice[1] in judged
+    return folder / "judged.csv", folder / "also.csv", patients
+
+
+def test_what_is_only_learnt_from_is_learnt_from_by_those_who_may(phantoms, split, tmp_path, monkeypatch):
+    """By all networks but the one that is held against its patient; it is watched by none and tells no frequency."""
+    judged, also, patients = split
+    seen = []
+    monkeypatch.setattr(cnn_training, "_train_fold", lambda task, data, *_, **__: seen.append((task, data)))
+    monkeypatch.setattr(cnn_training, "_sum_up", lambda *_: None)
+    train(phantoms, tmp_path / "cnn", labels=judged, also=also)
+    own, more = (set(read_labels(path).table.index) for path in (judged, also))
+    fold_of = folds_of(tmp_path / "cnn")["fold"]
+    nobodys = set(fold_of.index[fold_of == -1])
+    assert len(nobodys) == 2
+    assert not {patients[uid] for uid in nobodys} & {patients[uid] for uid in fold_of.index if uid not in nobodys}
+    for task, data in seen:
+        learnt, watched, natural = (
+            {data.slices.sop_uid(row) for row in rows} for rows in (task.learn, task.watch, task.natural)
+        )
+        held_out = {patients[uid] for uid in fold_of.index[fold_of == task.fold]}
+        may = {
+            data.slices.sop_uid(row)
+            for row in range(len(data.slices))
+            if data.slices.studies[data.slices.study[row]].patient_id not in held_out
+        }
+        assert learnt == may
+        assert learnt & more
+        assert natural == learnt & own
+        assert watched == own - may
+    learnt_by_all = set.intersection(*({d.slices.sop_uid(r) for r in t.learn} for t, d in seen))
+    assert learnt_by_all < more  # those of nobody, and not the one whose patient is judged
+
+
+def test_what_is_only_learnt_from_is_not_judged_and_stands_on_record(phantoms, split, trained, tmp_path):
+    """Held-out files and figures are of the labels proper; networks differ from those without, and know the rest."""
+    judged, also, _ = split
+    summary = train(phantoms, tmp_path / "with", labels=judged, also=also)
+    without = train(phantoms, tmp_path / "without", labels=judged)
+    predicted = [sop for fold in range(N_FOLDS) for sop in held_out(summary.out, fold).index]
+    assert sorted(predicted) == sorted(read_labels(judged).table.index)
+    record, plain = (json.loads((s.out / RUN).read_text()) for s in (summary, without))
+    for name in ("studies", "patients", "slices", "positive_slices", "labels_sha256"):
+        assert record[name] == plain[name]
+    assert (record["also_studies"], record["also_slices"]) == (3, len(read_labels(also).table))
+    assert record["also_sha256"] == sha256_file(also)
+    assert (summary.studies, len(summary.unlabelled), len(without.unlabelled)) == (8, 1, 4)
+    assert not any(name.startswith("also") for name in plain)
+    assert [s["sha256"] for s in record["encoders"]] != [s["sha256"] for s in plain["encoders"]]
+    assert folds_of(without.out)["fold"].to_dict().items() <= folds_of(summary.out)["fold"].to_dict().items()
+    with pytest.raises(UsageError, match="other settings, data or labels"):
+        train(phantoms, without.out, labels=judged, also=also)
+
+
+def test_labels_that_no_other_study_has_are_refused(phantoms, tmp_path):
+    """Labels of --also are for studies that --labels does not know."""
+    with pytest.raises(UsageError, match=r"None of the 0 studies has a labelled slice in .*labels\.csv"):
+        train(phantoms, tmp_path / "cnn", also=phantoms.labels)
+
+
+def test_each_fold_begins_at_its_own_network(phantoms, trained, tmp_path, monkeypatch):
+    """The encoder that is trained is, tensor by tensor, the other run's of that fold; its record says so."""
+    seen = []
+
+    def stop(task: object, encoder: SliceEncoder, *_: object, **__: object) -> None:
+        seen.append((encoder.spec.weights, {k: v.clone() for k, v in encoder.network.state_dict().items()}))
+        raise KilledError
+
+    monkeypatch.setattr(cnn_training, "fit", stop)
+    for fold in range(N_FOLDS):
+        with pytest.raises(KilledError):
+            train(phantoms, tmp_path / "cnn", begin=trained.out, fold=fold)
+    for fold, (weights, tensors) in enumerate(seen):
+        file = fold_folder(trained.out, fold) / ENCODER
+        assert weights == f"file, sha256 {sha256_file(file)}"
+        before = load_run(trained.out).load(fold).network.state_dict()
+        assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_networks_that_knew_who_is_held_out_are_not_begun_at(phantoms, trained, one_fold, tmp_path):
+    """Other folds, or a fold that was not trained: refused before anything is written."""
+    with pytest.raises(UsageError, match="patients are in other folds"):
+        train(phantoms, tmp_path / "cnn", "cnn.seed=3", begin=trained.out)
+    with pytest.raises(UsageError, match="no network of fold 1, 2 to begin at"):
+        train(phantoms, tmp_path / "cnn", begin=one_fold)
+    with pytest.raises(UsageError, match="is not a run of train-cnn"):
+        train(phantoms, tmp_path / "cnn", begin=phantoms.dicom)
+    assert not (tmp_path / "cnn").exists()
 
 
 def test_the_record_says_what_the_run_is(phantoms, trained):
@@ -570,7 +673,9 @@ def test_a_fold_that_there_is_not_is_refused_before_any_file_is_read(phantoms, t
 def test_labels_of_other_slices_are_refused(phantoms, tmp_path):
     """No slice with a label: the sentence says what the IDs must be."""
     (tmp_path / "labels.csv").write_text("ID,Label\n" + "".join(f"ID_0_{label},0\n" for label in LABELS))
-    with pytest.raises(UsageError, match=r"None of the 12 studies has a labelled slice; the IDs .* must be the SOP"):
+    with pytest.raises(
+        UsageError, match=r"None of the 12 studies has a labelled slice in .*labels\.csv; the IDs .* must be the SOP"
+    ):
         train(phantoms, tmp_path / "cnn", labels=tmp_path / "labels.csv")
     assert not (tmp_path / "cnn").exists()
 

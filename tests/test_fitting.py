@@ -145,7 +145,8 @@ def task_on(slices: LabelledSlices, arch: str = LAYER_NORM, **given: Any) -> Tas
         "group": Group(),
         "workers": 0,
     }
-    return Task(**plain | fields)
+    given_task = plain | fields
+    return Task(**{"natural": given_task["learn"]} | given_task)
 
 
 def no_log(name: str, value: float, step: int) -> None: ...
@@ -392,8 +393,8 @@ slices, _ = label_slices(find_studies(root / "dicom").studies, read_labels(root 
 chosen = {"slices": {"size": 32, "field_mm": 128}, "encoder": {"arch": "test_convnext", "weights": "random"}}
 task = Task(
     fold=0, slices=slices, spec=build_encoder(Config.model_validate(chosen)).spec, learn=np.arange(64),
-    watch=np.arange(64, 80), options=Cnn(epochs=1, batch_slices=16), augment=Augment(), group=Group(),
-    device=torch.device("cpu"), workers=0,
+    natural=np.arange(64), watch=np.arange(64, 80), options=Cnn(epochs=1, batch_slices=16), augment=Augment(),
+    group=Group(), device=torch.device("cpu"), workers=0,
 )
 made = {}
 for device, workers in (("cpu", 0), ("cpu", 2), ("cuda", 2)):

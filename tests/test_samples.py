@@ -548,6 +548,16 @@ def test_the_shift_is_the_difference_of_the_log_odds():
     assert got[2:].tolist() == [0.0] * (K - 2)
 
 
+def test_rows_that_are_only_learnt_from_do_not_tell_how_frequent_a_label_is():
+    """Ten natural rows with one case, and ten drawn ones that all have it: from 1.5 / 9.5 to 11.5 / 9.5, by hand."""
+    natural = np.zeros((10, K), np.uint8)
+    natural[0, 3] = 1
+    both = np.concatenate([natural, np.eye(K, dtype=np.uint8)[[3] * 10]])
+    got = prior_shift(both, np.ones(20), natural)
+    assert got[3] == pytest.approx(np.log(11.5 / 9.5) - np.log(1.5 / 9.5))
+    assert prior_shift(both, np.ones(20))[3] == 0
+
+
 def test_with_the_shift_what_a_feature_tells_is_learnt_as_it_is():
     """Where chances go by a label alone, its log odds given a feature, less the shift, are the natural ones."""
     rng = np.random.default_rng(0)

@@ -162,6 +162,7 @@ def train_cnn(
     name_unlabelled(summary.unlabelled)
     folds = f"folds {', '.join(map(str, summary.folds))} of {config.cnn.folds}" if summary.folds else ""
     trained = " and ".join(filter(None, [folds, "the final network" if summary.final else ""]))
+    trained += f", of {summary.also_studies} more studies too" if summary.also_studies else ""
     judged = f"{table(summary.figures)}\n" if summary.figures else ""
     more = {"folds": summary.folds, "final": summary.final, "figures": summary.figures}
     finish_reading(summary, f"{judged}{trained} -> {printable(str(out))}", more, as_json=as_json)
@@ -222,7 +223,7 @@ def extract_features(
     if summary.in_sample:
         click.echo(
             f"{summary.in_sample} studies could only be embedded by a network that learnt from their patients; "
-            "train-rnn will refuse them. Train all folds to mend that.",
+            "train-rnn will refuse them. Train all folds to mend that; those of --also are for learning alone.",
             err=True,
         )
     finish_reading(summary, counted(summary), {}, as_json=as_json)

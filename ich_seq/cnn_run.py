@@ -4,7 +4,7 @@ The final network, if it was trained, learnt from every patient. It stands as th
 
 RUN/
     run.json       settings, data, figures, SHA-256 of the files below; written last, and anew after each fold
-    folds.csv      study_uid, patient_key, fold: the fold whose network did not learn from the study
+    folds.csv      study_uid, patient_key, fold: the fold whose network did not learn from the study; -1: there is none
     rejected.csv   a row for every file that is no slice of a study, with its reason
     curves.png     losses over the epochs
     fold-<k>/      encoder.safetensors, held_out.csv (logits of fold k), fold.json, states while it trains
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from ich_seq.tables import csv_rows
 SCHEMA = "ich-seq cnn 1"
 PLAN = "plan.json"
 FOLDS_HEAD = ["study_uid", "patient_key", "fold"]
+NOBODYS = -1
+"""The fold of studies that are only learnt from, of patients in no fold: every network may know them."""
+
 MAX_FOLDS = 1000
 """The most that cnn.folds may be; the final network stands as one more."""
 
@@ -71,6 +74,8 @@ class CnnRun:
     results: dict[int, FoldResult]
     fold_of_patient: dict[str, int]
     fold_of_study: dict[str, int]
+    only_learnt: tuple[tuple[str, str], ...] = ()
+    """Study and patient of those in no fold."""
 
     @property
     def final(self) -> int | None:
@@ -82,7 +87,8 @@ class CnnRun:
         """Return the networks that are to embed a study, and whether they learnt from its patient.
 
         The one that did not see the patient; for a patient that none of them saw the final one, or all of them if
-        there is none; all, and True, where the network that did not see the patient was not trained.
+        there is none; all, and True, where the network that did not see the patient was not trained, or is not there
+        as the patient is in no fold.
         """
         fold = self.fold_of_patient.get(patient_key, self.fold_of_study.get(study_uid))
         if fold is None:
@@ -164,7 +170,48 @@ def load_run(root: Path) -> CnnRun:
         results=results,
         fold_of_patient={patient: fold for _, patient, fold in rows},
         fold_of_study={study: fold for study, _, fold in rows},
+        only_learnt=tuple((study, patient) for study, patient, fold in rows if fold == NOBODYS),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run whose networks another begins at, each fold at its own, and the SHA-256 of what it was begun with."""
+
+    run: CnnRun
+    sha256: str
+
+    def encoder_of(self, fold: int) -> Path:
+        """Return the file of a fold's network."""
+        return fold_folder(self.run.root, fold) / ENCODER
+
+
+def begin_at(root: Path, fold_of_patient: Mapping[str, int], folds: Sequence[int], *, patience: int) -> Begun:
+    """Open the run that these folds begin at; `fold_of_patient` are the patients that are judged here.
+
+    Raises UsageError if a fold has no network there, if patients or their folds are others, so that a network could
+    know whom it is judged by, or if it stops early (`patience`) on a fold that its beginning learnt from; ArtefactError
+    if a file of the run is damaged.
+    """
+    run = load_run(root)
+    try:
+        plan = read_json(root / PLAN)
+        stops, sha256 = plan["settings"]["cnn"]["patience"] > 0, sha256_file(root / PLAN)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{root / PLAN} cannot be read; train again.") from error
+    if missing := [str(fold) for fold in folds if fold not in run.results]:
+        raise UsageError(f"{root} has no network of fold {', '.join(missing)} to begin at; train it there first.")
+    if {key: fold for key, fold in run.fold_of_patient.items() if fold != NOBODYS} != fold_of_patient:
+        raise UsageError(
+            f"In {root} the patients, or their folds, are others, so its networks may know some that are held out "
+            "here; begin at a run of the same labels, cnn.folds and cnn.seed."
+        )
+    if patience and not stops:
+        raise UsageError(
+            f"The networks of {root} learnt from the folds that these would stop on; set cnn.patience to 0, or begin "
+            "at a run that has it."
+        )
+    return Begun(run, sha256)
 
 
 def _read_folds(path: Path, sha256: Any) -> list[tuple[str, str, int]]:
@@ -193,6 +240,9 @@ def claim_folder(root: Path, plan: dict[str, Any]) -> None:
         except (OSError, ValueError):
             begun = None
         if begun != plan:
-            raise UsageError(f"{root} was begun with other settings, data or labels; choose another --out.")
+            raise UsageError(
+                f"{root} was begun with other settings, data or labels, --also and --begin among them; "
+                "choose another --out."
+            )
         return
     write_json(path, plan)

@@ -23,13 +23,14 @@ from ich_seq.cnn_run import (
     ENCODER,
     FOLDS,
     HELD_OUT,
+    NOBODYS,
     PLAN,
-    CnnRun,
+    Begun,
     FoldResult,
+    begin_at,
     claim_folder,
     fold_folder,
     folds_csv,
-    load_run,
     read_fold,
     save_run,
     write_fold,
@@ -48,7 +49,7 @@ from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
 from ich_seq.samples import LabelledSlices, joined, label_slices
 from ich_seq.store import REJECTED
-from ich_seq.studies import Counts, Findings, Study, account, find_studies
+from ich_seq.studies import Counts, Findings, account, find_studies
 from ich_seq.tables import csv_table
 from ich_seq.weights import tensor_bytes, write_tensors
 
@@ -70,13 +71,10 @@ class CnnSummary:
     final: bool
     studies: int
     slices: int
+    also_studies: int
     unlabelled: tuple[str, ...]
     counts: Counts
     figures: dict[str, Any]
-
-
-NOBODYS = -1
-"""The fold of studies that are only learnt from, of patients in no fold: no network has to be spared them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +95,12 @@ class Data:
     def rows(self, *folds: int) -> NDArray[np.int64]:
         """Return the rows of these folds that are judged."""
         return np.flatnonzero((np.isin(self.folds, folds) & self.judged)[self.slices.study])
+
+    @property
+    def fold_of_patient(self) -> dict[str, int]:
+        """Return the fold of each patient that is judged, by its key."""
+        studies = zip(self.slices.studies, self.folds.tolist(), self.judged.tolist(), strict=True)
+        return {short_hash(study.patient_id): fold for study, fold, judged in studies if judged}
 
     def learnable(self, *folds: int) -> NDArray[np.int64]:
         """Return all rows of these folds and of none."""
@@ -125,7 +129,8 @@ def train_cnn(
     saw. Finished folds stay, a broken one goes on at its last state, to the same bytes.
     Studies without labels in `labels` but with some in `also` are learnt from as well, by every network that may see
     their patient; they are not judged, and how frequent a label is they do not tell. With `begin`, a run of the same
-    patients and folds, each network begins at the one of its own fold there.
+    patients in the same folds, each network begins at the one of its own fold there, whatever weights are set; the run
+    has to stay until this one is whole, and whom it learnt from besides stands in folds.csv here too.
     rejected.csv names files only where `phi` asks for it, else a hash stands for each.
     Started by torchrun, all processes train each network together; `out` must be one folder for all.
     Raises UsageError if no slice has labels, if there is no such fold, if `out` is a run of other
@@ -133,98 +138,95 @@ def train_cnn(
     has no fold to stop on.
     """
     root, labels, out, config = as_paths(root), Path(labels), Path(out), config or Config()
-    also = None if also is None else Path(also)
     workers, folds = choose_workers(workers), _wanted(fold, config)
     check_input(root, out)
     spare_others(out, PLAN)
     keep_memory()
     processor = local_device(choose_device(device))
     with joined_group(processor) as group:
-        data = _read(root, labels, also, out, config, workers, phi, progress)
-        begun = None if begin is None else _begun(Path(begin), data, folds)
-        spec = build_encoder(_beginning(config, begun, folds[0]), drop_path=config.cnn.drop_path).spec
+        data = _read(root, labels, out, config, workers, phi, progress)
+        data = data if also is None else _with_more(data, labels, Path(also))
+        begun = None
+        if begin is not None:
+            begun = begin_at(Path(begin), data.fold_of_patient, folds, patience=config.cnn.patience)
+            data = replace(data, sha256=data.sha256 | {"begun_sha256": begun.sha256})
+        spec = _beginning(config, begun, folds[0]).spec
         tasks = [_task(f, data, spec, config, processor, group, workers) for f in folds]
         if group.writes:
-            _open(out, data, config, spec.sha256 if begun is None else sha256_file(begun.root / PLAN))
+            _open(out, data, config, begun, spec)
         group.wait()
         for task in tasks:
-            start = _beginning(config, begun, task.fold)
-            _train_fold(task, data, out, start, tensorboard=tensorboard, progress=progress)
+            _train_fold(task, data, out, config, begun, tensorboard=tensorboard, progress=progress)
         group.wait()
         return _sum_up(out, data, config, group)
 
 
-def _read(
-    root: Given,
-    labels: Path,
-    also: Path | None,
-    out: Path,
-    config: Config,
-    workers: int,
-    phi: bool,
-    progress: Progress,
-) -> Data:
+def _read(root: Given, labels: Path, out: Path, config: Config, workers: int, phi: bool, progress: Progress) -> Data:
     findings = find_studies(root, skip=out, workers=workers, hide_names=not phi, progress=progress)
-    slices, unlabelled = _labelled(findings.studies, labels)
+    slices, unlabelled = label_slices(findings.studies, read_labels(labels))
+    if not len(slices):
+        raise UsageError(
+            f"None of the {len(findings.studies)} studies has a labelled slice; "
+            "the IDs of the label file must be the SOP Instance UIDs of these DICOM files."
+        )
     positive = np.zeros((len(slices.studies), len(LABELS)), np.uint8)
     np.maximum.at(positive, slices.study, slices.targets)
     patients = np.array([short_hash(s.patient_id) for s in slices.studies])
-    folds = assign_folds(patients, positive, n_folds=config.cnn.folds, seed=config.cnn.seed)
-    judged, sha256 = np.ones(len(folds), bool), {"labels_sha256": sha256_file(labels)}
-    if also is not None:
-        rest = set(unlabelled)
-        more, unlabelled = _labelled([s for s in findings.studies if s.uid in rest], also)
-        fold_of = dict(zip(patients.tolist(), folds.tolist(), strict=True))
-        theirs = [fold_of.get(short_hash(study.patient_id), NOBODYS) for study in more.studies]
-        slices, folds = joined([slices, more]), np.concatenate([folds, theirs])
-        judged, sha256 = np.arange(len(folds)) < len(judged), sha256 | {"also_sha256": sha256_file(also)}
     return Data(
-        slices=slices, folds=folds, judged=judged, findings=findings, unlabelled=tuple(unlabelled), sha256=sha256
+        slices=slices,
+        folds=assign_folds(patients, positive, n_folds=config.cnn.folds, seed=config.cnn.seed),
+        judged=np.ones(len(slices.studies), bool),
+        findings=findings,
+        unlabelled=tuple(unlabelled),
+        sha256={"labels_sha256": sha256_file(labels)},
     )
 
 
-def _labelled(studies: Sequence[Study], labels: Path) -> tuple[LabelledSlices, list[str]]:
-    """Return what these labels know of studies, and the UIDs of the others. Raises UsageError if that is nothing."""
-    slices, unlabelled = label_slices(studies, read_labels(labels))
-    if not len(slices):
+def _with_more(data: Data, labels: Path, also: Path) -> Data:
+    """Add the studies that have labels in `also` alone, each in the fold of its patient. Raises UsageError for none."""
+    rest = set(data.unlabelled)
+    more, unlabelled = label_slices([s for s in data.findings.studies if s.uid in rest], read_labels(also))
+    if not len(more):
         raise UsageError(
-            f"None of the {len(studies)} studies has a labelled slice in {labels}; "
-            "the IDs of the label file must be the SOP Instance UIDs of these DICOM files."
+            f"No study has labels in {also} alone: those that {labels} knows are judged, and not only learnt from. "
+            "Give the DICOM files of others too, and labels by their SOP Instance UIDs."
         )
-    return slices, unlabelled
+    theirs = [data.fold_of_patient.get(short_hash(study.patient_id), NOBODYS) for study in more.studies]
+    return replace(
+        data,
+        slices=joined([data.slices, more]),
+        folds=np.concatenate([data.folds, np.array(theirs, np.int64)]),
+        judged=np.concatenate([data.judged, np.zeros(len(theirs), bool)]),
+        unlabelled=tuple(unlabelled),
+        sha256=data.sha256 | {"also_sha256": sha256_file(also)},
+    )
 
 
-def _begun(begin: Path, data: Data, folds: Sequence[int]) -> CnnRun:
-    """Open the run that networks begin at. Raises UsageError if one would know a patient that it is to be judged by."""
-    run = load_run(begin)
-    if missing := [str(fold) for fold in folds if fold not in run.results]:
-        raise UsageError(f"{begin} has no network of fold {', '.join(missing)} to begin at; train it there first.")
-    known = [run.fold_of_patient.get(short_hash(study.patient_id)) for study in data.slices.studies]
-    elsewhere = [k for k, (was, fold) in enumerate(zip(known, data.folds, strict=True)) if was not in (None, fold)]
-    if any(data.judged[k] for k in elsewhere):
-        raise UsageError(
-            f"In {begin} patients are in other folds, so its networks learnt from some that are to be held out here; "
-            "begin at a run of the same labels, cnn.folds and cnn.seed."
-        )
-    return run
-
-
-def _beginning(config: Config, begun: CnnRun | None, fold: int) -> Config:
-    """Return the settings with the weights of a fold's network of another run."""
+def _beginning(config: Config, begun: Begun | None, fold: int) -> SliceEncoder:
+    """Return the encoder that a fold begins at: what the settings name, or a fold's network of another run."""
     if begun is None:
-        return config
-    weights = {"weights": str(fold_folder(begun.root, fold) / ENCODER)}
-    return config.model_copy(update={"encoder": config.encoder.model_copy(update=weights)})
+        return build_encoder(config, drop_path=config.cnn.drop_path)
+    weights = {"weights": str(begun.encoder_of(fold))}
+    there = config.model_copy(update={"encoder": config.encoder.model_copy(update=weights)})
+    encoder = build_encoder(there, drop_path=config.cnn.drop_path)
+    encoder.spec = replace(encoder.spec, weights=begun.run.results[fold].spec.weights)
+    return encoder
 
 
-def _open(out: Path, data: Data, config: Config, weights_sha256: str) -> None:
-    """Make `out` the folder of this run, or go on in it; write who is in which fold."""
+def _open(out: Path, data: Data, config: Config, begun: Begun | None, spec: EncoderSpec) -> None:
+    """Make `out` the folder of this run, or go on in it; write who is in which fold.
+
+    Whom only the networks learnt from that these begin at stays on record: they know them too.
+    """
     with locked_folder(out, wait_s=WAIT_S):
-        table = folds_csv(
-            (study.uid, short_hash(study.patient_id), int(fold))
+        rows = {
+            study.uid: (study.uid, short_hash(study.patient_id), int(fold))
             for study, fold in zip(data.slices.studies, data.folds, strict=True)
-        )
-        plan = {"settings": _settings(config), "weights_sha256": weights_sha256} | data.sha256
+        }
+        learnt_before = () if begun is None else begun.run.only_learnt
+        table = folds_csv(({uid: (uid, patient, NOBODYS) for uid, patient in learnt_before} | rows).values())
+        weights = {"weights_sha256": spec.sha256} if begun is None else {}  # else they are another for each fold
+        plan = {"settings": _settings(config)} | weights | data.sha256
         claim_folder(out, plan | {"folds_sha256": sha256_bytes(table), "slices": len(data.slices)})
         write_bytes(out / FOLDS, table)
 
@@ -275,7 +277,16 @@ def _task(
     return task
 
 
-def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboard: bool, progress: Progress) -> None:
+def _train_fold(
+    task: Task,
+    data: Data,
+    out: Path,
+    config: Config,
+    begun: Begun | None,
+    *,
+    tensorboard: bool,
+    progress: Progress,
+) -> None:
     """Train one fold and predict what it held out, unless that is done; the first process of a group writes."""
     folder = fold_folder(out, task.fold)
     stage = "training the final network" if task.final else f"training fold {task.fold}"
@@ -284,7 +295,7 @@ def _train_fold(task: Task, data: Data, out: Path, config: Config, *, tensorboar
             if task.group.writes:
                 drop_checkpoint(folder, task.name)  # a kill may have come between
             return
-        encoder = build_encoder(config, drop_path=config.cnn.drop_path)
+        encoder = _beginning(config, begun, task.fold)
         with _log(folder / "tensorboard", wanted=tensorboard and task.group.writes) as log:
             fitted = fit(task, encoder, folder, log=log, progress=lambda done, total: progress(stage, done, total))
         spec = _trained_spec(encoder.spec, task, fitted)
@@ -356,6 +367,7 @@ def _sum_up(out: Path, data: Data, config: Config, group: Group) -> CnnSummary:
         final=len(folds) < len(results),
         studies=int(data.judged.sum()),
         slices=len(data.rows(*range(config.cnn.folds))),
+        also_studies=int((~data.judged).sum()),
         unlabelled=data.unlabelled,
         counts=counts,
         figures=figures,

@@ -139,7 +139,8 @@ class CnnRun(Record):
     also_sha256: Sha256 = ABSENT
     also_studies: Count = ABSENT
     also_slices: Count = ABSENT
-    """Of what was only learnt from, if anything was: its label file, and what else is told of the set itself below."""
+    begun_sha256: Sha256 = ABSENT
+    """Of what was only learnt from, if anything was. The counts below are of the set that is judged."""
     settings: CnnSettings
     studies: Count
     patients: Count

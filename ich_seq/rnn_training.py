@@ -83,8 +83,9 @@ def train_rnn(
         check_place(Path(predictions), out)
     store, truth = open_store(features), read_labels(labels)
     _check_encoders(store)
-    _refuse_in_sample(store, config.train)
+    _refuse_file(store, config.train)
     studies, unlabelled = label_studies(store, truth)
+    _refuse_in_sample(studies, store, config.train)
     _check_made(studies, encoders_of(store))
     data = FoldedStudies(studies, _folds(studies, unlabelled, config.train), config.train.seed)
     with locked_folder(out):
@@ -135,21 +136,25 @@ def _counting(data: FoldedStudies, options: Train, progress: Progress) -> Callab
     return lambda: progress("training sequence models", next(done), total)
 
 
-def _refuse_in_sample(store: FeatureStore, options: Train) -> None:
-    """Refuse features of an encoder that was, or may have been, trained on these patients, unless told to take them."""
-    if options.allow_in_sample:
-        return
+def _refuse_file(store: FeatureStore, options: Train) -> None:
+    """Refuse features of an encoder that may have been trained on these patients, unless told to take them."""
     weights = next(iter(encoders_of(store).values())).weights
-    if "file, sha256" in weights:  # train-cnn says too what it started from
+    if "file, sha256" in weights and not options.allow_in_sample:  # train-cnn says too what it started from
         raise UsageError(
             f"The encoder's weights are {weights}, and nothing says that the file was not trained on these patients. "
             "If they were, every figure would be too good. If not, say so: --set train.allow_in_sample=true"
         )
-    if known := store.in_sample():
+
+
+def _refuse_in_sample(studies: Sequence[LabelledStudy], store: FeatureStore, options: Train) -> None:
+    """Refuse labelled studies of an encoder that was trained on their patients, unless told to take them."""
+    known = set(store.in_sample()).intersection(study.features.study_uid for study in studies)
+    if known and not options.allow_in_sample:
         raise UsageError(
             f"{len(known)} studies were embedded by a network that learnt from their patients, since the one that did "
-            "not was not trained. Train all folds (train-cnn --fold all) and extract again; or take them though "
-            "every figure will be too good: --set train.allow_in_sample=true"
+            "not was not trained. Train all folds (train-cnn --fold all) and extract again, and leave those that only "
+            "--also had labels for out of --labels; or take them though every figure will be too good: "
+            "--set train.allow_in_sample=true"
         )
 
 

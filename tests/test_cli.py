@@ -40,7 +40,15 @@ DONE = {
         "ich_seq.cnn_training",
         "train_cnn",
         lambda counts: CnnSummary(
-            out=OUT, folds=(0,), final=False, studies=1, slices=9, unlabelled=(), counts=counts, figures={}
+            out=OUT,
+            folds=(0,),
+            final=False,
+            studies=1,
+            slices=9,
+            also_studies=0,
+            unlabelled=(),
+            counts=counts,
+            figures={},
         ),
     ),
 }

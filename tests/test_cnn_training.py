@@ -243,7 +243,8 @@ def test_what_is_only_learnt_from_is_not_judged_and_stands_on_record(phantoms, s
         assert record[name] == plain[name]
     assert (record["also_studies"], record["also_slices"]) == (3, len(read_labels(also).table))
     assert record["also_sha256"] == sha256_file(also)
-    assert (summary.studies, len(summary.unlabelled), len(without.unlabelled)) == (8, 1, 4)
+    assert (summary.studies, summary.also_studies) == (without.studies, 3) == (8, 3)
+    assert (len(summary.unlabelled), len(without.unlabelled), without.also_studies) == (1, 4, 0)
     assert not any(name.startswith("also") for name in plain)
     assert [s["sha256"] for s in record["encoders"]] != [s["sha256"] for s in plain["encoders"]]
     assert folds_of(without.out)["fold"].to_dict().items() <= folds_of(summary.out)["fold"].to_dict().items()
@@ -253,7 +254,7 @@ def test_what_is_only_learnt_from_is_not_judged_and_stands_on_record(phantoms, s
 
 def test_labels_that_no_other_study_has_are_refused(phantoms, tmp_path):
     """Labels of --also are for studies that --labels does not know."""
-    with pytest.raises(UsageError, match=r"None of the 0 studies has a labelled slice in .*labels\.csv"):
+    with pytest.raises(UsageError, match=r"No study has labels in .*labels\.csv alone"):
         train(phantoms, tmp_path / "cnn", also=phantoms.labels)
 
 
@@ -270,21 +271,50 @@ def test_each_fold_begins_at_its_own_network(phantoms, trained, tmp_path, monkey
         with pytest.raises(KilledError):
             train(phantoms, tmp_path / "cnn", begin=trained.out, fold=fold)
     for fold, (weights, tensors) in enumerate(seen):
-        file = fold_folder(trained.out, fold) / ENCODER
-        assert weights == f"file, sha256 {sha256_file(file)}"
+        assert weights == f"train-cnn, all folds but {fold}, from random"
         before = load_run(trained.out).load(fold).network.state_dict()
         assert all(torch.equal(tensors[name], before[name]) for name in before)
 
 
-def test_networks_that_knew_who_is_held_out_are_not_begun_at(phantoms, trained, one_fold, tmp_path):
-    """Other folds, or a fold that was not trained: refused before anything is written."""
-    with pytest.raises(UsageError, match="patients are in other folds"):
+def test_networks_that_knew_who_is_held_out_are_not_begun_at(phantoms, trained, one_fold, split, tmp_path):
+    """Other folds or patients, a fold that was not trained, what is no run: refused before anything is written."""
+    with pytest.raises(UsageError, match="the patients, or their folds, are others"):
         train(phantoms, tmp_path / "cnn", "cnn.seed=3", begin=trained.out)
+    with pytest.raises(UsageError, match="the patients, or their folds, are others"):
+        train(phantoms, tmp_path / "cnn", begin=trained.out, labels=split[0])
+    with pytest.raises(UsageError, match=r"learnt from the folds that these would stop on; set cnn\.patience to 0"):
+        train(phantoms, tmp_path / "cnn", "cnn.patience=1", begin=trained.out)
     with pytest.raises(UsageError, match="no network of fold 1, 2 to begin at"):
         train(phantoms, tmp_path / "cnn", begin=one_fold)
     with pytest.raises(UsageError, match="is not a run of train-cnn"):
         train(phantoms, tmp_path / "cnn", begin=phantoms.dicom)
     assert not (tmp_path / "cnn").exists()
+    broken = shutil.copytree(trained.out, tmp_path / "broken")
+    (broken / "plan.json").unlink()
+    with pytest.raises(ArtefactError, match=r"plan\.json cannot be read; train again"):
+        train(phantoms, tmp_path / "cnn", begin=broken)
+
+
+@pytest.mark.slow
+def test_whom_a_beginning_learnt_from_is_not_forgotten(phantoms, split, tmp_path):
+    """A run that begins at one with --also marks its studies as known, though it was not given their labels."""
+    judged, also, _ = split
+    first = train(phantoms, tmp_path / "first", "cnn.epochs=1", labels=judged, also=also)
+    second = train(phantoms, tmp_path / "second", "cnn.epochs=1", labels=judged, begin=first.out)
+    record = json.loads((second.out / RUN).read_text())
+    assert record["begun_sha256"] == sha256_file(first.out / "plan.json")
+    assert (
+        record["encoders"][0]["weights"] == "train-cnn, all folds but 0, from train-cnn, all folds but 0, from random"
+    )
+    known, later = (folds_of(run.out)["fold"] for run in (first, second))
+    assert (later == -1).sum() == (known == -1).sum() == 2
+    assert later.to_dict().items() <= known.to_dict().items()
+    marked = []
+    for run in (first, second):
+        store = tmp_path / f"features of {run.out.name}"
+        extract_features(phantoms.dicom, store, settings(), cnn=run.out, device="cpu", workers=0)
+        marked.append(open_store(store).in_sample())
+    assert marked[0] == marked[1] == sorted(known.index[known == -1])
 
 
 def test_the_record_says_what_the_run_is(phantoms, trained):
@@ -673,9 +703,7 @@ def test_a_fold_that_there_is_not_is_refused_before_any_file_is_read(phantoms, t
 def test_labels_of_other_slices_are_refused(phantoms, tmp_path):
     """No slice with a label: the sentence says what the IDs must be."""
     (tmp_path / "labels.csv").write_text("ID,Label\n" + "".join(f"ID_0_{label},0\n" for label in LABELS))
-    with pytest.raises(
-        UsageError, match=r"None of the 12 studies has a labelled slice in .*labels\.csv; the IDs .* must be the SOP"
-    ):
+    with pytest.raises(UsageError, match=r"None of the 12 studies has a labelled slice; the IDs .* must be the SOP"):
         train(phantoms, tmp_path / "cnn", labels=tmp_path / "labels.csv")
     assert not (tmp_path / "cnn").exists()
 
@@ -684,7 +712,7 @@ def test_labels_of_other_slices_are_refused(phantoms, tmp_path):
 def test_other_settings_in_the_same_folder_are_refused(phantoms, trained, setting):
     """Folds trained otherwise would not be comparable; nothing of the run is touched."""
     before = tree(trained.out)
-    with pytest.raises(UsageError, match=r"was begun with other settings, data or labels; choose another --out"):
+    with pytest.raises(UsageError, match=r"was begun with other settings, data or labels"):
         train(phantoms, trained.out, setting)
     assert tree(trained.out) == before
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import draw_bleeds
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from draw_bleeds import find_brain, write_drawn
 
@@ -125,6 +127,48 @@ def test_the_same_seed_gives_the_same_bytes_and_another_other_bleeds(patients, d
 
 def tree(folder: Path) -> dict[str, str]:
     return {p.name: short_hash(p.read_bytes().hex()) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_head_whose_patient_id_was_emptied_stays_one_patient(patients, tmp_path) -> None:
+    """Each of its studies is a patient of its own, and what is drawn into it is of the same."""
+    for path in patients.dicom.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.PatientID = ""
+        (tmp_path / "in").mkdir(exist_ok=True)
+        ds.save_as(tmp_path / "in" / path.name)
+    write_drawn([tmp_path / "in"], patients.labels, tmp_path / "out", copies=1, seed=0, workers=1)
+    before, after = (find_studies(root).studies for root in (tmp_path / "in", tmp_path / "out" / "dicom"))
+    assert sorted(s.patient_id for s in after) == sorted(s.patient_id for s in before)
+    assert len({s.patient_id for s in before}) == patients.n_studies
+
+
+@pytest.mark.parametrize("what", ["no studies", "no labels", "other labels", "no copies", "a folder in use"])
+def test_what_cannot_be_drawn_into_is_refused_and_nothing_written(
+    patients, tmp_path, monkeypatch, capsys, what
+) -> None:
+    """With a sentence and the exit codes of the package."""
+    dicom, labels, out, copies = patients.dicom, patients.labels, tmp_path / "out", "1"
+    if what == "no studies":
+        (dicom := tmp_path / "empty").mkdir()
+    elif what == "no labels":
+        labels = tmp_path / "none.csv"
+    elif what == "other labels":
+        labels = tmp_path / "other.csv"
+        labels.write_text("ID,Label\n" + "".join(f"ID_0_{label},0\n" for label in LABELS))
+    elif what == "no copies":
+        copies = "0"
+    else:
+        (out / "dicom").mkdir(parents=True)
+        (out / "dicom" / "a.dcm").touch()
+    words = [str(dicom), "--labels", str(labels), "--out", str(out), "--copies", copies, "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["draw_bleeds.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        draw_bleeds.main()
+    assert ended.value.code in {2, 4, 5}
+    assert "Error: " in capsys.readouterr().err
+    assert not (out / "labels.csv").exists()
+    assert what == "a folder in use" or not out.exists()
 
 
 @pytest.mark.slow

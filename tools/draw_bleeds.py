@@ -4,8 +4,11 @@
 
 Each study of DICOM is written to OUT/dicom again, under new UIDs but with its patient's ID, with bleeds of the five
 subtypes drawn into it as the phantoms have them. OUT/labels.csv labels the slices in which something was drawn, and no
-others: what is seen there, drawn or there before. They are to be learnt from and as little evidence about patients as
-phantoms are.
+others: what is seen there, drawn or there before. They are to be learnt from, and as little evidence about patients as
+phantoms are:
+
+    ich-seq train-cnn DICOM OUT/dicom --labels LABELS --also OUT/labels.csv --out first
+    ich-seq train-cnn DICOM --labels LABELS --begin first --out second
 
 What is drawn keeps the noise and the edges of the image below it. A head whose brain is not found, and a study that
 is no evenly sized stack, is left out and named.
@@ -14,9 +17,9 @@ is no evenly sized stack, is left out and named.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import multiprocessing
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -25,22 +28,24 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.config import IGNORE, settings
+from pydicom import Dataset, config
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 from stability import store
 
+from ich_seq import IchSeqError, OutputError, UsageError
 from ich_seq.dicom import SliceHeader
-from ich_seq.files import make_folder
+from ich_seq.files import make_folder, write_bytes
 from ich_seq.hounsfield import read_hounsfield
 from ich_seq.labels import LABELS, SUBTYPES, SliceLabels, read_labels
 from ich_seq.phantom_anatomy import Head, draw_bleed, texture
 from ich_seq.phantom_labels import draw_labels
 from ich_seq.progress import Progress, shown, silent
 from ich_seq.reasons import Refused
+from ich_seq.samples import label_slices
 from ich_seq.studies import Study, find_studies
+from ich_seq.tables import csv_rows
 from ich_seq.terminal import print_result
 
 Floats = NDArray[np.float32]
@@ -77,16 +82,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
-    with shown(quiet=False) as progress:
-        left_out = write_drawn(
-            chosen.dicom,
-            chosen.labels,
-            chosen.out,
-            copies=chosen.copies,
-            seed=chosen.seed,
-            workers=chosen.workers,
-            progress=progress,
-        )
+    try:
+        with shown(quiet=False) as progress:
+            left_out = write_drawn(
+                chosen.dicom,
+                chosen.labels,
+                chosen.out,
+                copies=chosen.copies,
+                seed=chosen.seed,
+                workers=chosen.workers,
+                progress=progress,
+            )
+    except IchSeqError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     print_result(f"{chosen.out}; left out: {', '.join(left_out) or 'none'}")
 
 
@@ -219,11 +228,18 @@ def write_drawn(
 ) -> list[str]:
     """Write `copies` of each study to OUT/dicom, each with other bleeds, and OUT/labels.csv; return who was left out.
 
-    The same input, number and seed give the same bytes. Raises what reading raises, and OutputError.
+    The same input, number and seed give the same bytes. Raises what reading raises, UsageError if no study has a
+    labelled slice or for no copies, and OutputError if OUT holds DICOM files already.
     """
-    make_folder(out / "dicom")
-    studies = find_studies(dicom, skip=out, workers=workers, progress=progress).studies
+    if copies < 1:
+        raise UsageError(f"{copies} copies are none; ask for 1 or more.")
     known = read_labels(labels)
+    studies = find_studies(dicom, skip=out, workers=workers, progress=progress).studies
+    if not len(label_slices(studies, known)[0]):
+        raise UsageError(f"None of the {len(studies)} studies has a labelled slice in {labels}.")
+    make_folder(out / "dicom")
+    if any((out / "dicom").iterdir()):
+        raise OutputError(f"{out / 'dicom'} is not empty; remove it or choose another --out.")
     jobs = [(study, copy) for study in studies for copy in range(copies)]
     write = partial(_write_one, known=known, folder=out / "dicom", seed=seed)
     rows: Rows = []
@@ -235,14 +251,13 @@ def write_drawn(
             if written is None:
                 left_out[study.uid] = None
             progress("drawing bleeds", done, len(jobs))
-    with (out / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("ID", "Label"), *rows])
+    write_bytes(out / "labels.csv", csv_rows([["ID", "Label"], *rows]))
     return list(left_out)
 
 
 def _write_one(job: tuple[Study, int], *, known: SliceLabels, folder: Path, seed: int) -> Rows | None:
     """Draw into one study and write its slices; return the rows of their labels, None if it was left out."""
-    settings.writing_validation_mode = IGNORE  # UIDs of RSNA are none
+    config.settings.writing_validation_mode = config.IGNORE  # IDs of RSNA are no UIDs
     study, copy = job
     key = (seed, copy, study.uid)
     drawn = _drawn(study, np.random.default_rng(int(_hash(key), 16)))
@@ -250,11 +265,12 @@ def _write_one(job: tuple[Study, int], *, known: SliceLabels, folder: Path, seed
         return None
     uids = [f"2.25.{int(_hash((*key, header.sop_uid)), 16)}" for header in study.slices]
     for uid, header, hu in zip(uids, study.slices, drawn.hu, strict=True):
-        _dataset(header, hu, uid, key).save_as(folder / f"{uid}.dcm", enforce_file_format=True)
+        _dataset(study, header, hu, uid, key).save_as(folder / f"{uid}.dcm", enforce_file_format=True)
     return list(_rows(study, uids, drawn, known))
 
 
 def _drawn(study: Study, rng: np.random.Generator) -> Drawn | None:
+    """Draw into a study; None if it is no even stack, cannot be read whole or shows no brain."""
     sizes = {(header.rows, header.columns, header.spacing_mm) for header in study.slices}
     if len(sizes) > 1 or len(study.slices) < 2 or not np.isclose(*study.slices[0].spacing_mm):
         return None
@@ -267,27 +283,28 @@ def _drawn(study: Study, rng: np.random.Generator) -> Drawn | None:
 
 def _rows(study: Study, uids: Sequence[str], drawn: Drawn, known: SliceLabels) -> Iterator[tuple[str, int]]:
     """Yield the rows of labels: of slices in which a bleed was drawn, and whose own labels are known."""
-    sops = [header.sop_uid for header in study.slices]
-    own = known.table.index.get_indexer(sops) >= 0
-    before = np.zeros_like(drawn.targets)
-    before[own] = known.targets([sop for sop, there in zip(sops, own, strict=True) if there])
-    for uid, there, drawn_here, here in zip(uids, own, drawn.targets, before, strict=True):
-        if there and drawn_here.any():
-            both = np.maximum(drawn_here, here)
-            yield from ((f"{uid}_{label}", int(value)) for label, value in zip(LABELS, both, strict=True))
+    sops = np.array([header.sop_uid for header in study.slices])
+    told = np.flatnonzero((known.table.index.get_indexer(sops) >= 0) & drawn.targets.any(axis=1))
+    both = np.maximum(drawn.targets[told], known.targets(sops[told].tolist())) if told.size else []
+    for k, targets in zip(told, both, strict=True):
+        yield from ((f"{uids[k]}_{label}", int(value)) for label, value in zip(LABELS, targets, strict=True))
 
 
 def _hash(key: tuple[object, ...]) -> str:
     return hashlib.sha256(repr(key).encode()).hexdigest()[:32]
 
 
-def _dataset(header: SliceHeader, hu: Floats, sop_uid: str, key: tuple[object, ...]) -> Dataset:
-    """Return a CT image where the slice lay, of its patient, in a study and series of their own."""
+def _dataset(study: Study, header: SliceHeader, hu: Floats, sop_uid: str, key: tuple[object, ...]) -> Dataset:
+    """Return a CT image where the slice lay, of its patient, in a study and series of their own.
+
+    A study whose Patient ID was emptied stands for a patient of its own: by that name, so that what is drawn into it
+    is of the same.
+    """
     ds, meta = Dataset(), FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
     meta.MediaStorageSOPInstanceUID = sop_uid
     ds.file_meta, ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = meta, CTImageStorage, sop_uid, "CT"
-    ds.PatientID, ds.PatientName = header.patient_id, ""
+    ds.PatientID, ds.PatientName = study.patient_id, ""
     ds.StudyInstanceUID, ds.SeriesInstanceUID = (f"2.25.{int(_hash((*key, what)), 16)}" for what in ("study", "series"))
     ds.ImageType = ["DERIVED", "PRIMARY", "AXIAL"]
     ds.ImagePositionPatient = [f"{v:.6f}" for v in header.position_mm]

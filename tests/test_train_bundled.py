@@ -37,25 +37,28 @@ allow_in_sample = true
 
 
 @pytest.mark.slow
-def test_the_recipe_goes_from_dicom_to_a_bundle_in_half_precision(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("copies", [0, 1])
+def test_the_recipe_goes_from_dicom_to_a_bundle_in_half_precision(tmp_path, monkeypatch, capsys, copies):
     """One command; run again it ends with the same card; the bundle predicts as the whole one does."""
     config = tmp_path / "tiny.toml"
     config.write_text(TINY)
     monkeypatch.setattr(train_bundled, "CONFIG", config)
     monkeypatch.setattr(train_bundled, "PHANTOM_MATRIX", 64)
     monkeypatch.setattr(figures, "RESAMPLES", 20)
-    patients, out = write_dataset(tmp_path / "patients", n_studies=9, seed=3, matrix=64), tmp_path / "out"
+    patients, out = write_dataset(tmp_path / "patients", n_studies=9, seed=3, matrix=128), tmp_path / "out"
     words = [str(patients.dicom), "--labels", str(patients.labels), "--out", str(out), "--phantoms", "4"]
-    monkeypatch.setattr(sys, "argv", ["train_bundled.py", *words, "--workers", "0"])
+    monkeypatch.setattr(sys, "argv", ["train_bundled.py", *words, "--workers", "0", "--copies", str(copies)])
     train_bundled.main()
     assert "half precision moves probabilities by at most 0.0" in capsys.readouterr().out
     card = read_card(out / "bundle")
     (encoder,) = card["encoders"]
-    assert "train-cnn, all patients, from file" in encoder["weights"]
+    assert "train-cnn, all patients, from " * (1 + copies) + "file" in encoder["weights"]
     assert card["training"]["patients"] == len({s.split("_")[0] for s in patients_of(out)})
     provenance = card["provenance"]
     assert provenance["sha256_of_inputs"]["dicom"] == train_bundled.sha256_of_files(patients.dicom)
     assert "CC BY 4.0" in provenance["citation"]
+    assert ("drawn_bleeds" in provenance) == (copies > 0)
+    assert provenance["encoder_settings"]["encoder"]["weights"] == "phantom-cnn/fold-3/encoder.safetensors"
     assert provenance["encoder_figures"]["cnn"]["slice_auc"]["any"]
     first = (out / "bundle" / "bundle.json").read_bytes()
     train_bundled.main()

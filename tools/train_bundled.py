@@ -1,12 +1,16 @@
 """Train the bundle that lies in the package, from the DICOM files of CT-ICH to a model card, in one command.
 
-    python tools/train_bundled.py DICOM --labels LABELS --out OUT [--engine openvino] [--phantoms 450]
+    python tools/train_bundled.py DICOM --labels LABELS --out OUT [--engine openvino] [--phantoms 450] [--copies 0]
 
 DICOM and LABELS are the 62 patients of CT-ICH (Hssayeni et al., Data 2020, CC BY 4.0) as CT images and rows `ID,Label`.
 Below OUT: phantoms and the encoder that learnt from them first; cnn, features and whole, which are the networks of each
 fold, their features out of fold, and the bundle in full precision; out-of-fold, what it says of patients that it did
 not know, for evaluate; bundle, the one to ship: half precision, and a card that says whence it comes. Each stage that
 is done is not done again. Two hours on two cores.
+
+With --copies (docs/experiments.md, section 14; the bundle in the package is of none) there are, between phantoms and
+patients, drawn: so many copies of each patient with bleeds drawn in, and cnn-drawn: the networks of each fold that
+learnt from these besides, at which those of cnn begin. Another hour and a half.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from draw_bleeds import write_drawn
 
 from ich_seq.bundle import CARD, Bundle, load_bundle, save_bundle
 from ich_seq.cnn_run import ENCODER, RUN, fold_folder
@@ -34,7 +39,7 @@ from ich_seq.rnn_training import train_rnn
 from ich_seq.terminal import print_result
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bundled.toml"
-PHANTOM_SEED, PHANTOM_MATRIX = 8, 256
+PHANTOM_SEED, PHANTOM_MATRIX, DRAWN_SEED = 8, 256, 1
 ON_PHANTOMS = {"epochs": 1, "learning_rate": 1e-3, "head_epochs": 0.05, "dropout": 0.3}
 """They are endless, so one epoch; the network is not to forget ImageNet before its head knows anything."""
 
@@ -52,11 +57,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engine", choices=["torch", "openvino"], default="torch", help="what embeds; the same card")
     parser.add_argument("--phantoms", type=int, default=450)
+    parser.add_argument("--copies", type=int, default=0, help="of each patient, with other bleeds drawn in")
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
     config = load_config(CONFIG)
-    begun = on_phantoms(chosen, config)
-    on_patients(chosen, with_weights(config, begun))
+    begun = with_weights(config, on_phantoms(chosen, config))
+    first = on_drawn(chosen, begun) if chosen.copies else None
+    on_patients(chosen, config if first else begun, first)
 
 
 def with_weights(config: Config, file: Path) -> Config:
@@ -94,13 +101,43 @@ def on_phantoms(chosen: argparse.Namespace, config: Config) -> Path:
     return trained
 
 
-def on_patients(chosen: argparse.Namespace, config: Config) -> None:
-    """Train both stages on the patients, and write the bundle in full and in half precision."""
+def on_drawn(chosen: argparse.Namespace, config: Config) -> Path:
+    """Return a run of all folds and the final network that learnt from the patients and from bleeds drawn into them."""
+    run, drawn = chosen.out / "cnn-drawn", chosen.out / "drawn"
+    with shown(quiet=False) as progress:
+        if not (drawn / "labels.csv").exists():
+            shutil.rmtree(drawn, ignore_errors=True)
+            write_drawn(
+                [chosen.dicom],
+                chosen.labels,
+                drawn,
+                copies=chosen.copies,
+                seed=DRAWN_SEED,
+                workers=chosen.workers,
+                progress=progress,
+            )
+        for fold in (None, "final"):
+            train_cnn(
+                [chosen.dicom, drawn / "dicom"],
+                chosen.labels,
+                run,
+                config,
+                also=drawn / "labels.csv",
+                fold=fold,
+                device="cpu",
+                workers=chosen.workers,
+                progress=progress,
+            )
+    return run
+
+
+def on_patients(chosen: argparse.Namespace, config: Config, first: Path | None) -> None:
+    """Train both stages on the patients, begun at a `first` run; write the bundle in full and in half precision."""
     out, dicom, labels = chosen.out, chosen.dicom, chosen.labels
     reading: dict[str, Any] = {"device": "cpu", "workers": chosen.workers}
     with shown(quiet=False) as progress:
         for fold in (None, "final"):
-            train_cnn(dicom, labels, out / "cnn", config, fold=fold, progress=progress, **reading)
+            train_cnn(dicom, labels, out / "cnn", config, begin=first, fold=fold, progress=progress, **reading)
         extract_features(
             dicom, out / "features", config, cnn=out / "cnn", engine=chosen.engine, progress=progress, **reading
         )
@@ -109,31 +146,36 @@ def on_patients(chosen: argparse.Namespace, config: Config) -> None:
             out / "features", labels, out / "whole", config, predictions=predictions, device="cpu", progress=progress
         )
         whole = load_bundle(out / "whole", torch.device("cpu"), "torch")
-        write_halved(whole, out / "bundle", provenance(chosen))
+        write_halved(whole, out / "bundle", provenance(chosen, first))
         changes = halving_moves(chosen, reading)
     print_result(
         f"{out / 'bundle'}: {sum(f.stat().st_size for f in (out / 'bundle').iterdir()) / 2**20:.1f} MB; {changes}"
     )
 
 
-def provenance(chosen: argparse.Namespace) -> dict[str, Any]:
+def provenance(chosen: argparse.Namespace, first: Path | None) -> dict[str, Any]:
     """Return what the card says of where the bundle comes from."""
     run = read_json(chosen.out / "cnn" / RUN)
-    begun = run["settings"]["encoder"]
-    where = Path(begun["weights"]).relative_to(chosen.out).as_posix()  # not where that lay on somebody's machine
+    begun = read_json((first or chosen.out / "cnn") / RUN)
+    encoder = begun["settings"]["encoder"]
+    where = Path(encoder["weights"]).relative_to(chosen.out).as_posix()  # not where that lay on somebody's machine
+    drawn = (
+        {"drawn_bleeds": {"copies": chosen.copies, "seed": DRAWN_SEED, "slices": begun["also_slices"]}} if first else {}
+    )
     return {
         "data": "CT-ICH: non-contrast head CT of 62 trauma patients, 5 mm slices, one hospital in Iraq",
         "citation": CITATION,
         "licence": "Apache-2.0, with attribution of the data (CC BY 4.0)",
         "recipe": "tools/train_bundled.py",
         "phantoms": {"studies": chosen.phantoms, "seed": PHANTOM_SEED, "matrix": PHANTOM_MATRIX},
+        **drawn,
         "sha256_of_inputs": {
             "labels": sha256_file(chosen.labels),
             "dicom": sha256_of_files(chosen.dicom),
             "recipe": sha256_file(CONFIG),
         },
         "folds_sha256": run["folds_sha256"],
-        "encoder_settings": run["settings"] | {"encoder": begun | {"weights": where}},
+        "encoder_settings": run["settings"] | {"encoder": encoder | {"weights": where}},
         "encoder_figures": run["figures"],
     }
 

@@ -191,7 +191,8 @@ def _with_more(data: Data, labels: Path, also: Path) -> Data:
             f"No study has labels in {also} alone: those that {labels} knows are judged, and not only learnt from. "
             "Give the DICOM files of others too, and labels by their SOP Instance UIDs."
         )
-    theirs = [data.fold_of_patient.get(short_hash(study.patient_id), NOBODYS) for study in more.studies]
+    fold_of = data.fold_of_patient  # made of all studies each time that it is asked for
+    theirs = [fold_of.get(short_hash(study.patient_id), NOBODYS) for study in more.studies]
     return replace(
         data,
         slices=joined([data.slices, more]),

@@ -148,7 +148,7 @@ def _refuse_file(store: FeatureStore, options: Train) -> None:
 
 def _refuse_in_sample(studies: Sequence[LabelledStudy], store: FeatureStore, options: Train) -> None:
     """Refuse labelled studies of an encoder that was trained on their patients, unless told to take them."""
-    known = set(store.in_sample()).intersection(study.features.study_uid for study in studies)
+    known = _in_sample(studies, store)
     if known and not options.allow_in_sample:
         raise UsageError(
             f"{len(known)} studies were embedded by a network that learnt from their patients, since the one that did "
@@ -156,6 +156,11 @@ def _refuse_in_sample(studies: Sequence[LabelledStudy], store: FeatureStore, opt
             "--also had labels for out of --labels; or take them though every figure will be too good: "
             "--set train.allow_in_sample=true"
         )
+
+
+def _in_sample(studies: Sequence[LabelledStudy], store: FeatureStore) -> set[str]:
+    """Return the UIDs of studies that were embedded by a network which learnt from their patients."""
+    return set(store.in_sample()).intersection(study.features.study_uid for study in studies)
 
 
 def encoders_of(store: FeatureStore) -> dict[int, EncoderSpec]:
@@ -355,7 +360,6 @@ def _stack_targets(studies: Sequence[LabelledStudy]) -> NDArray[np.uint8]:
 def _describe(studies: Sequence[LabelledStudy], store: FeatureStore, config: Config) -> dict[str, Any]:
     """Return what the card says of the training data and the settings."""
     positive = np.stack([s.targets.max(axis=0) for s in studies]).sum(axis=0)
-    known = set(store.in_sample())
     return {
         "studies": len(studies),
         "patients": len({s.features.patient_key for s in studies}),
@@ -363,7 +367,7 @@ def _describe(studies: Sequence[LabelledStudy], store: FeatureStore, config: Con
         "positive_slices": dict(zip(LABELS, _stack_targets(studies).sum(axis=0, dtype=int).tolist(), strict=True)),
         "positive_studies": dict(zip(LABELS, positive.astype(int).tolist(), strict=True)),
         "lengths": {str(n): c for n, c in sorted(Counter(len(s) for s in studies).items())},
-        "studies_in_sample": len(known.intersection(s.features.study_uid for s in studies)),
+        "studies_in_sample": len(_in_sample(studies, store)),
         "features_fingerprint": store.manifest["fingerprint"],
         "settings": {"rnn": config.rnn.model_dump(), "train": config.train.model_dump()},
         "versions": {"torch": torch.__version__, "numpy": np.__version__},

@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["torch", "openvino"], default="torch", help="what embeds; the same card")
     parser.add_argument("--phantoms", type=int, default=450)
     parser.add_argument("--copies", type=int, default=0, help="of each patient, with other bleeds drawn in")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto takes CUDA where there is any")
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
     config = load_config(CONFIG)
@@ -94,7 +95,7 @@ def on_phantoms(chosen: argparse.Namespace, config: Config) -> Path:
             run,
             options,
             fold="final",
-            device="cpu",
+            device=chosen.device,
             workers=chosen.workers,
             progress=progress,
         )
@@ -124,7 +125,7 @@ def on_drawn(chosen: argparse.Namespace, config: Config) -> Path:
                 config,
                 also=drawn / "labels.csv",
                 fold=fold,
-                device="cpu",
+                device=chosen.device,
                 workers=chosen.workers,
                 progress=progress,
             )
@@ -134,7 +135,7 @@ def on_drawn(chosen: argparse.Namespace, config: Config) -> Path:
 def on_patients(chosen: argparse.Namespace, config: Config, first: Path | None) -> None:
     """Train both stages on the patients, begun at a `first` run; write the bundle in full and in half precision."""
     out, dicom, labels = chosen.out, chosen.dicom, chosen.labels
-    reading: dict[str, Any] = {"device": "cpu", "workers": chosen.workers}
+    reading: dict[str, Any] = {"device": chosen.device, "workers": chosen.workers}
     with shown(quiet=False) as progress:
         for fold in (None, "final"):
             train_cnn(dicom, labels, out / "cnn", config, begin=first, fold=fold, progress=progress, **reading)
@@ -143,7 +144,13 @@ def on_patients(chosen: argparse.Namespace, config: Config, first: Path | None) 
         )
         predictions = out / "out-of-fold"
         train_rnn(
-            out / "features", labels, out / "whole", config, predictions=predictions, device="cpu", progress=progress
+            out / "features",
+            labels,
+            out / "whole",
+            config,
+            predictions=predictions,
+            device=chosen.device,
+            progress=progress,
         )
         whole = load_bundle(out / "whole", torch.device("cpu"), "torch")
         write_halved(whole, out / "bundle", provenance(chosen, first))

@@ -76,7 +76,7 @@ def fit_lines(
 ) -> tuple[Floats, Floats]:
     """Return slopes and intercepts, (K,) each, of the lines that surely gain: see `fit_calibration`."""
     slope, intercept = np.ones(logits.shape[1]), np.zeros(logits.shape[1])
-    study_targets = np.maximum.reduceat(targets, _starts(lengths), axis=0)
+    study_targets = np.maximum.reduceat(targets, starts(lengths), axis=0)
     positive = study_targets.sum(axis=0, dtype=np.int64)
     enough = np.minimum(positive, len(study_targets) - positive) >= LEAST_STUDIES
     enough &= np.ptp(logits, axis=0) > LEAST_SPREAD
@@ -110,14 +110,15 @@ def surely(saved: Floats, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
 
     False for a single study.
     """
-    of_study = np.add.reduceat(saved, _starts(lengths), axis=0)
+    of_study = np.add.reduceat(saved, starts(lengths), axis=0)
     if len(of_study) == 1:
         return np.zeros(of_study.shape[1:], bool)
     error = np.sqrt(len(of_study)) * of_study.std(axis=0, ddof=1)
     return np.asarray(of_study.sum(axis=0) > SURE * error)
 
 
-def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first row of each study, (B,), of studies that lie one after the other."""
     return np.cumsum(lengths) - lengths
 
 

@@ -118,15 +118,12 @@ def _rarity(targets: NDArray[np.uint8]) -> Floats:
     return np.asarray(np.where(full, 1 / np.sqrt(np.maximum(frequency, 1e-12)), 0).max(axis=1))
 
 
-def prior_shift(
-    targets: NDArray[np.uint8], chances: Floats, natural: NDArray[np.uint8] | None = None
-) -> NDArray[np.float32]:
-    """Return by how much sampling moves each label's log odds from those of `natural` rows, (K,), by default `targets`.
+def prior_shift(targets: NDArray[np.uint8], chances: Floats, natural: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return by how much sampling rows of `targets` moves each label's log odds from those of `natural` rows, (K,).
 
     Added to the logits in training (logit adjustment, Menon et al. 2021), it lets the network itself say
     the probabilities of the data as they are.
     """
-    natural = targets if natural is None else natural
     as_they_are = log_odds(natural.sum(axis=0, dtype=float), len(natural))
     return np.asarray(log_odds(chances @ targets, chances.sum()) - as_they_are, np.float32)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ich_seq.calibration import Calibration, blend, fit_lines, fit_shares, surely
+from ich_seq.calibration import Calibration, blend, fit_lines, fit_shares, starts, surely
 from ich_seq.labels import LABELS
 from ich_seq.metrics import LOSS_WEIGHTS, log_losses
 
@@ -38,7 +38,7 @@ def smooth(logits: Floats, lengths: NDArray[np.int64], kernel: Floats) -> Floats
 def beside(logits: Floats, lengths: NDArray[np.int64], reach: int) -> Floats:
     """Return what the two slices r away say more than a slice itself, together: (M, K) -> (M, K, reach)."""
     row = np.arange(len(logits))
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    first = np.repeat(starts(lengths), lengths)
     last = first + np.repeat(lengths, lengths) - 1
     both = [logits[np.maximum(row - r, first)] + logits[np.minimum(row + r, last)] for r in range(1, reach + 1)]
     return np.stack([pair - 2 * logits for pair in both], axis=-1) if both else np.zeros((*logits.shape, 0))

@@ -512,7 +512,7 @@ def test_an_epoch_depends_on_the_generator_alone(sampling):
 def test_without_sampling_there_is_no_shift():
     """Where every row comes once, the logits are left exactly as they are, for labels that nothing has too."""
     targets = imagined([200] * 3, (0, 0.05, 1, 0.3, 0.06, 0)).targets
-    assert prior_shift(targets, np.ones(len(targets))).tolist() == [0.0] * K
+    assert prior_shift(targets, np.ones(len(targets)), targets).tolist() == [0.0] * K
 
 
 @pytest.mark.parametrize("sampling", ["centre", "balanced"])
@@ -522,7 +522,7 @@ def test_a_bias_trained_on_drawn_slices_with_the_shift_says_the_natural_prevalen
     slices.targets[np.abs(slices.relative - 0.5) > 0.3] = 0  # bleeds are rare at both ends of a head
     rows, rng = np.arange(len(slices)), np.random.default_rng(0)
     chances = draw_chances(slices, rows, options)
-    shift = prior_shift(slices.targets, chances).astype(float)
+    shift = prior_shift(slices.targets, chances, slices.targets).astype(float)
     drawn = np.concatenate([epoch_rows(slices, rows, chances, options, rng) for _ in range(30)])
     shown = slices.targets[drawn].mean(axis=0)
 
@@ -541,7 +541,7 @@ def test_the_shift_is_the_difference_of_the_log_odds():
     targets = np.zeros((10, K), np.uint8)
     targets[:2, 0], targets[0, 1] = 1, 1
     chances = np.array([3, 2] + [5 / 8] * 8, float)
-    got = prior_shift(targets, chances)
+    got = prior_shift(targets, chances, targets)
     assert got.dtype == np.float32
     assert got[0] == pytest.approx(np.log(5.5 / 5.5) - np.log(2.5 / 8.5))
     assert got[1] == pytest.approx(np.log(3.5 / 7.5) - np.log(1.5 / 9.5))
@@ -555,7 +555,7 @@ def test_rows_that_are_only_learnt_from_do_not_tell_how_frequent_a_label_is():
     both = np.concatenate([natural, np.eye(K, dtype=np.uint8)[[3] * 10]])
     got = prior_shift(both, np.ones(20), natural)
     assert got[3] == pytest.approx(np.log(11.5 / 9.5) - np.log(1.5 / 9.5))
-    assert prior_shift(both, np.ones(20))[3] == 0
+    assert prior_shift(both, np.ones(20), both)[3] == 0
 
 
 def test_with_the_shift_what_a_feature_tells_is_learnt_as_it_is():
@@ -566,7 +566,7 @@ def test_with_the_shift_what_a_feature_tells_is_learnt_as_it_is():
     targets[:, 2] = targets[:, -1] = rng.random(len(feature)) < np.array([0.02, 0.1, 0.4])[feature]
     slices = LabelledSlices((), np.zeros(len(feature), int), np.zeros(len(feature), int), targets)
     chances = draw_chances(slices, np.arange(len(feature)), Cnn(sampling="balanced"))
-    shift = prior_shift(targets, chances)
+    shift = prior_shift(targets, chances, targets)
     for value in range(3):
         here = feature == value
         natural = logit(targets[here, 2].mean())
@@ -581,7 +581,7 @@ def test_the_shift_is_always_a_number(prevalence, seed, count):
     """Labels that no row or every row has, and sets of one row, shift by a finite number."""
     slices = imagined([count], (prevalence,) * K, seed)
     chances = draw_chances(slices, np.arange(count), Cnn(sampling="balanced"))
-    assert np.isfinite(prior_shift(slices.targets, chances)).all()
+    assert np.isfinite(prior_shift(slices.targets, chances, slices.targets)).all()
 
 
 # ---- shares of a batch ----

@@ -56,7 +56,7 @@ def explore(
     """
     source, out, labels = as_paths(source), Path(out), None if labels is None else Path(labels)
     check_input(source, out)
-    spare_others(out)
+    spare_others(out, EXPLORATION)
     found = collect(source, labels, skip=out, workers=choose_workers(workers), hide_names=not phi, progress=progress)
     with locked_folder(out):
         remove(

@@ -25,6 +25,7 @@ RESULTS = {
     "slices.csv": "results of predict",
     "bundle.json": "a bundle",
     "model.json": "a bundle that was exported",
+    "exploration.json": "results of explore",
 }
 """By which file a folder is known as the result of a command whose other files have names that others take too."""
 

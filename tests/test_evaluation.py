@@ -195,6 +195,18 @@ def test_prevalences_that_cannot_be_meant_are_refused(given, tmp_path, prevalenc
         evaluate(given, given / "labels.csv", tmp_path, prevalence=prevalence)
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_what_other_commands_left_is_spared_but_tables_that_are_judged_may_have_it_beside_them(given, tmp_path):
+    """The figures.csv of explore would be lost; with predictions in the folder nothing is."""
+    (tmp_path / "exploration.json").write_text("{}")
+    (tmp_path / "figures.csv").write_text("theirs")
+    with pytest.raises(UsageError, match="holds results of explore"):
+        evaluate(given, given / "labels.csv", tmp_path, resamples=20)
+    assert (tmp_path / "figures.csv").read_text() == "theirs"
+    both = shutil.copytree(given, tmp_path / "both")
+    assert evaluate(both, given / "labels.csv", both, resamples=20).evaluation["flow"]["studies_judged"] == STUDIES
+
+
 @pytest.fixture
 def bundle(tmp_path):
     """What writes a card as that of a bundle, changed as told; returns the bundle's folder."""

@@ -1,16 +1,14 @@
 """Train the bundle that lies in the package, from the DICOM files of CT-ICH to a model card, in one command.
 
-    python tools/train_bundled.py DICOM --labels LABELS --out OUT [--engine openvino] [--phantoms 450] [--copies 0]
+    python tools/train_bundled.py DICOM --labels LABELS --out OUT [--engine openvino] [--phantoms 450] [--copies 2]
 
 DICOM and LABELS are the 62 patients of CT-ICH (Hssayeni et al., Data 2020, CC BY 4.0) as CT images and rows `ID,Label`.
-Below OUT: phantoms and the encoder that learnt from them first; cnn, features and whole, which are the networks of each
-fold, their features out of fold, and the bundle in full precision; out-of-fold, what it says of patients that it did
-not know, for evaluate; bundle, the one to ship: half precision, and a card that says whence it comes. Each stage that
-is done is not done again. Two hours on two cores.
-
-With --copies (docs/experiments.md, section 14; the bundle in the package is of none) there are, between phantoms and
-patients, drawn: so many copies of each patient with bleeds drawn in, and cnn-drawn: the networks of each fold that
-learnt from these besides, at which those of cnn begin. Another hour and a half.
+Below OUT: phantoms and the encoder that learnt from them first, phantom-cnn; drawn, copies of each patient with bleeds
+drawn in, and cnn-drawn, the networks of each fold that learnt from these and from the patients; cnn, which began at
+those and learnt from the patients alone; features out of fold, and whole, the bundle in full precision; out-of-fold,
+what it says of patients that it did not know, for evaluate; bundle, the one to ship: half precision, and a card that
+says whence it comes. Each stage that is done is not done again. Two to three hours on two cores. With --copies 0
+nothing is drawn, and cnn begins at phantom-cnn.
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engine", choices=["torch", "openvino"], default="torch", help="what embeds; the same card")
     parser.add_argument("--phantoms", type=int, default=450)
-    parser.add_argument("--copies", type=int, default=0, help="of each patient, with other bleeds drawn in")
+    parser.add_argument("--copies", type=int, default=2, help="of each patient, with other bleeds drawn in")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto takes CUDA where there is any")
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()

@@ -19,7 +19,7 @@ from ich_seq.checklist import answers_of_card, fill_checklist
 from ich_seq.evaluation_page import evaluation_page
 from ich_seq.failures import find_failures
 from ich_seq.figures import Predicted, table
-from ich_seq.files import locked_folder, read_json, remove, sha256_file, spare_others, write_bytes, write_json
+from ich_seq.files import locked_folder, read_json, remove, sha256_file, spare_result, write_bytes, write_json
 from ich_seq.inputs import Given, as_paths, check_input
 from ich_seq.labels import LABELS
 from ich_seq.metrics import Resamples
@@ -68,11 +68,11 @@ def evaluate(
     patients (studies, where the table does not tell patients). Predictive values of studies hold for `prevalence`,
     that of the data where a label is not named. Of `bundle` it is noted whether it made the predictions and was
     trained with this very label file, and card.html is what its card says. Raises UsageError for tables that cannot be
-    meant, if `out` is the result of a command other than predict and if no predicted study is labelled, ArtefactError
+    meant, if `out` is the result of explore and if no predicted study is labelled, ArtefactError
     for a damaged bundle, OutputError if `out` cannot be written.
     """
     predictions, labels, out = slices_table(Path(predictions)), Path(labels), Path(out)
-    spare_others(out, SLICES)  # beside the predictions is a good place
+    spare_result(out, "exploration.json")  # whose figures.csv would be lost; others' results lose nothing
     _check_prevalence(prevalence or {})
     given = None if dicom is None else as_paths(dicom)
     if given is not None:

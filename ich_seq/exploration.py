@@ -11,7 +11,7 @@ from ich_seq import NothingUsableError, __version__
 from ich_seq.collection import Collection, collect
 from ich_seq.devices import choose_workers
 from ich_seq.exploration_page import page
-from ich_seq.files import locked_folder, remove, spare_others, write_bytes, write_json
+from ich_seq.files import locked_folder, remove, spare_others, spare_result, write_bytes, write_json
 from ich_seq.gallery import Gallery, hang
 from ich_seq.inputs import Given, as_paths, check_input, named
 from ich_seq.inventory import flat, studies_table, take_inventory
@@ -57,6 +57,7 @@ def explore(
     source, out, labels = as_paths(source), Path(out), None if labels is None else Path(labels)
     check_input(source, out)
     spare_others(out, EXPLORATION)
+    spare_result(out, "evaluation.json")  # whose figures.csv would be lost
     found = collect(source, labels, skip=out, workers=choose_workers(workers), hide_names=not phi, progress=progress)
     with locked_folder(out):
         remove(

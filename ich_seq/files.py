@@ -29,6 +29,9 @@ RESULTS = {
 }
 """By which file a folder is known as the result of a command whose other files have names that others take too."""
 
+ANALYSES = {"evaluation.json": "results of evaluate"}
+"""As above, of what may lie beside the results of others, and of most of whose files nobody else has the names."""
+
 PARTIAL = ".ich-seq-partial"
 """Suffix of a file or folder for the time of a run; leftovers are removed when the folder is opened again."""
 
@@ -254,9 +257,16 @@ def locked_folder(path: Path, *, wait_s: float = 0) -> Iterator[None]:
 
 def spare_others(out: Path, own: str = "") -> None:
     """Raise UsageError if a folder is another command's result, which this one would write over; `own` marks ours."""
-    for mark, kind in RESULTS.items():
-        if mark != own and os.path.lexists(out / mark):
-            raise UsageError(f"{out} holds {kind}, which this command would destroy; choose another --out.")
+    for mark in RESULTS:
+        if mark != own:
+            spare_result(out, mark)
+
+
+def spare_result(out: Path, mark: str) -> None:
+    """Raise UsageError if a folder is the result of the command that leaves this mark."""
+    if os.path.lexists(out / mark):
+        kind = (RESULTS | ANALYSES)[mark]
+        raise UsageError(f"{out} holds {kind}, which this command would destroy; choose another --out.")
 
 
 def append_line(path: Path, line: str) -> None:

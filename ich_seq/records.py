@@ -282,6 +282,14 @@ class DrawnHeads(Record):
     matrix: Count
 
 
+class DrawnBleeds(Record):
+    """The copies of the patients with bleeds drawn in that the encoder learnt from next, and their labelled slices."""
+
+    copies: Count
+    seed: Count
+    slices: Count
+
+
 class InputHashes(Record):
     """The SHA-256 of what the recipe read: labels, DICOM files (of their `sha256sum`, by name), settings."""
 
@@ -298,6 +306,7 @@ class Provenance(Record):
     licence: str
     recipe: str
     phantoms: DrawnHeads
+    drawn_bleeds: DrawnBleeds = ABSENT
     sha256_of_inputs: InputHashes
     folds_sha256: Sha256
     encoder_settings: CnnSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
+from test_fitting import FIELD_MM, write_bleeds
 from torch import Tensor
 
 from ich_seq.cnn_run import load_run
-from ich_seq.cnn_training import CnnSummary, train_cnn
+from ich_seq.cnn_training import train_cnn
 from ich_seq.config import Config, load_config
 from ich_seq.encoder import SliceEncoder, build_encoder
 from ich_seq.engines import Embedder, Execution
 from ich_seq.extraction import extract_features
 from ich_seq.labels import LABELS
-from ich_seq.phantom import PhantomSet, write_dataset
 from ich_seq.prediction import predict
 from ich_seq.rnn_training import train_rnn
 from ich_seq.store import open_store
@@ -30,19 +32,24 @@ pytestmark = [
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SETTINGS = [
-    "slices.size=64",
+    "slices.size=32",
+    f"slices.field_mm={FIELD_MM}",
     "slices.neighbours=[-1,0,1]",
     "encoder.arch=test_efficientnet",
     "encoder.weights=random",
+    "augment.erase=0",
+    "augment.rotate_deg=5",
     "cnn.folds=3",
-    "cnn.epochs=2",
-    "cnn.batch_slices=16",
+    "cnn.epochs=6",
+    "cnn.batch_slices=8",
+    "cnn.learning_rate=3e-3",
+    "cnn.head_epochs=0",
+    "cnn.dropout=0",
     "cnn.precision=fp32",
     "train.folds=3",
     "train.epochs=3",
 ]
-FAST = ["cnn.epochs=4", "cnn.learning_rate=1e-2"]
-"""Settings under which probabilities differ from slice to slice, and losses by what rounding does to them."""
+"""Under which bleeds are learnt in seconds, and rounding moves losses by no more than 1 %: bf16 on a CPU does so."""
 
 PLAIN = Execution(engine="torch", precision="fp32", views=2, batch_size=8)
 
@@ -56,27 +63,28 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> PhantomSet:
-    return write_dataset(tmp_path_factory.mktemp("phantoms"), n_studies=9, seed=3, matrix=128)
+def bleeds(tmp_path_factory: pytest.TempPathFactory, write_slice: Callable[..., Path]) -> Path:
+    """Discs with bright blobs, whose two labels any eye can tell."""
+    root = tmp_path_factory.mktemp("bleeds")
+    (root / "dicom").mkdir()
+    write_bleeds(root / "dicom", root / "labels.csv", write_slice)
+    return root
 
 
-def train(phantoms: PhantomSet, out: Path, device: str, config: Config) -> CnnSummary:
-    return train_cnn(phantoms.dicom, phantoms.labels, out, config, device=device, workers=2)
+def train(bleeds: Path, out: Path, device: str, *more: str) -> Path:
+    train_cnn(bleeds / "dicom", bleeds / "labels.csv", out, settings(*more), device=device, workers=2)
+    return out
 
 
-def losses(run: Path) -> list[float]:
-    """The losses of all epochs of all folds."""
-    curves = [result.curve for result in load_run(run).results.values()]
-    return [epoch[name] for curve in curves for epoch in curve for name in ("learnt_loss", "watched_loss")]
+def learnt(run: Path) -> NDArray[np.float64]:
+    """The losses of the slices learnt from, (folds, epochs)."""
+    return np.array([[epoch["learnt_loss"] for epoch in r.curve] for r in load_run(run).results.values()])
 
 
 @pytest.fixture(scope="module")
-def runs(phantoms: PhantomSet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same networks trained on either processor."""
-    root = tmp_path_factory.mktemp("runs")
-    for device in ("cpu", "cuda"):
-        train(phantoms, root / device, device, settings())
-    return {device: root / device for device in ("cpu", "cuda")}
+def here(bleeds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The networks as the CPU trains them."""
+    return train(bleeds, tmp_path_factory.mktemp("here") / "run", "cpu")
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.005), ("bf16", 0.05)])
@@ -89,34 +97,32 @@ def test_a_slice_is_embedded_as_on_the_cpu(arch, precision, tolerance):
     here = Embedder(encoder.to(CPU), PLAIN, CPU)(hu).features
     assert there.device == CPU
     assert relative_error(there, here) < tolerance
+    if precision == "bf16":  # or it was not computed in it
+        assert relative_error(there, here) > 1e-3
 
 
-def test_the_first_stage_learns_as_on_the_cpu(runs):
-    """Same slices, order and variations: the losses of each epoch are the same within a few percent."""
-    here, there = (np.array(losses(runs[device])) for device in ("cpu", "cuda"))
-    assert len(here) == 3 * 2 * 2
-    assert there == pytest.approx(here, rel=0.05)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_stage_learns_what_it_learns_on_the_cpu(bleeds, here, tmp_path, precision):
+    """Same slices, order and variations: losses that fall by far are the same within 5 %, and not the very same."""
+    there = learnt(train(bleeds, tmp_path / "run", "cuda", f"cnn.precision={precision}"))
+    assert learnt(here).shape == (3, 6)
+    assert (learnt(here)[:, -1] < 0.7 * learnt(here)[:, 0]).all()
+    assert there == pytest.approx(learnt(here), rel=0.05)
+    assert (there != learnt(here)).any()
 
 
-def test_the_first_stage_learns_in_bf16(phantoms, tmp_path, runs):
-    """Autocast moves losses by no more than a few percent."""
-    train(phantoms, tmp_path / "bf16", "cuda", settings("cnn.precision=bf16"))
-    assert losses(tmp_path / "bf16") == pytest.approx(losses(runs["cpu"]), rel=0.1)
-
-
-def test_features_bundle_and_predictions_are_as_on_the_cpu(phantoms, tmp_path):
+def test_features_bundle_and_predictions_are_as_on_the_cpu(bleeds, here, tmp_path):
     """The networks of one run, all that follows on either processor: the same probabilities within .02."""
-    train(phantoms, tmp_path / "run", "cpu", settings(*FAST))
     said = {}
     for device in ("cpu", "cuda"):
         features, bundle, out = (tmp_path / f"{what}-{device}" for what in ("features", "bundle", "out"))
-        extract_features(phantoms.dicom, features, settings(), cnn=tmp_path / "run", device=device, workers=2)
-        train_rnn(features, phantoms.labels, bundle, settings(), device=device)
-        predict(phantoms.dicom, bundle, out, device=device, workers=2, report=False)
+        extract_features(bleeds / "dicom", features, settings(), cnn=here, device=device, workers=2)
+        train_rnn(features, bleeds / "labels.csv", bundle, settings(), device=device)
+        predict(bleeds / "dicom", bundle, out, device=device, workers=2, report=False)
         said[device] = pd.read_csv(out / "slices.csv")[list(LABELS)].to_numpy(), open_store(features)
-    (here, store), (there, other) = said.values()
-    assert np.abs(here - there).max() < 0.02
-    assert np.ptp(here, axis=0).max() > 0.1
-    for ours, theirs in zip(other, store, strict=True):
-        one, two = (torch.from_numpy(np.asarray(study.features, np.float32)) for study in (ours, theirs))
-        assert relative_error(one, two) < 0.01
+    (ours, store), (theirs, other) = said.values()
+    assert np.abs(ours - theirs).max() < 0.02
+    assert np.ptp(ours, axis=0).max() > 0.1
+    for one, two in zip(store, other, strict=True):
+        same, embedded = (torch.from_numpy(np.asarray(study.features, np.float32)) for study in (one, two))
+        assert relative_error(embedded, same) < 0.01

@@ -21,6 +21,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from ich_seq import ArtefactError, UsageError, evaluate, evaluation_page
 from ich_seq.bundle import SCHEMA
 from ich_seq.cli import cli
+from ich_seq.exploration import explore
 from ich_seq.failures import FALSE_ALARM, MISSED
 from ich_seq.files import sha256_file
 from ich_seq.labels import LABELS
@@ -196,15 +197,20 @@ def test_prevalences_that_cannot_be_meant_are_refused(given, tmp_path, prevalenc
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_what_other_commands_left_is_spared_but_tables_that_are_judged_may_have_it_beside_them(given, tmp_path):
-    """The figures.csv of explore would be lost; with predictions in the folder nothing is."""
+def test_what_explore_left_is_spared_but_figures_may_lie_beside_what_is_judged(given, tmp_path):
+    """The figures.csv of explore would be lost, and so would ours to explore; of predict or watch nothing is."""
     (tmp_path / "exploration.json").write_text("{}")
     (tmp_path / "figures.csv").write_text("theirs")
     with pytest.raises(UsageError, match="holds results of explore"):
         evaluate(given, given / "labels.csv", tmp_path, resamples=20)
     assert (tmp_path / "figures.csv").read_text() == "theirs"
     both = shutil.copytree(given, tmp_path / "both")
+    (both / "watch.jsonl").touch()
     assert evaluate(both, given / "labels.csv", both, resamples=20).evaluation["flow"]["studies_judged"] == STUDIES
+    judged = tmp_path / "judged"
+    evaluate(given, given / "labels.csv", judged, resamples=20)
+    with pytest.raises(UsageError, match="holds results of evaluate"):
+        explore(given / "labels.csv", judged)
 
 
 @pytest.fixture

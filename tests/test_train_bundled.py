@@ -47,7 +47,8 @@ def test_the_recipe_goes_from_dicom_to_a_bundle_in_half_precision(tmp_path, monk
     monkeypatch.setattr(figures, "RESAMPLES", 20)
     patients, out = write_dataset(tmp_path / "patients", n_studies=9, seed=3, matrix=128), tmp_path / "out"
     words = [str(patients.dicom), "--labels", str(patients.labels), "--out", str(out), "--phantoms", "4"]
-    monkeypatch.setattr(sys, "argv", ["train_bundled.py", *words, "--workers", "0", "--copies", str(copies)])
+    words += ["--workers", "0", "--device", "cpu", "--copies", str(copies)]
+    monkeypatch.setattr(sys, "argv", ["train_bundled.py", *words])
     train_bundled.main()
     assert "half precision moves probabilities by at most 0.0" in capsys.readouterr().out
     card = read_card(out / "bundle")

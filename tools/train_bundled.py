@@ -3,9 +3,9 @@
     python tools/train_bundled.py DICOM --labels LABELS --out OUT [--engine openvino] [--phantoms 450] [--copies 2]
 
 DICOM and LABELS are the 62 patients of CT-ICH (Hssayeni et al., Data 2020, CC BY 4.0) as CT images and rows `ID,Label`.
-Below OUT: phantoms and the encoder that learnt from them first, phantom-cnn; drawn, copies of each patient with bleeds
-drawn in, and cnn-drawn, the networks of each fold that learnt from these and from the patients; cnn, which began at
-those and learnt from the patients alone; features out of fold, and whole, the bundle in full precision; out-of-fold,
+Below OUT: phantoms and the encoder that learnt from them first, phantom-cnn; drawn-2, copies of each patient with
+bleeds drawn in, and cnn-drawn, the networks of each fold that learnt from these and from the patients; cnn, which began
+at those and learnt from the patients alone; features out of fold, and whole, the bundle in full precision; out-of-fold,
 what it says of patients that it did not know, for evaluate; bundle, the one to ship: half precision, and a card that
 says whence it comes. Each stage that is done is not done again. Two to three hours on two cores. With --copies 0
 nothing is drawn, and cnn begins at phantom-cnn.
@@ -102,7 +102,7 @@ def on_phantoms(chosen: argparse.Namespace, config: Config) -> Path:
 
 def on_drawn(chosen: argparse.Namespace, config: Config) -> Path:
     """Return a run of all folds and the final network that learnt from the patients and from bleeds drawn into them."""
-    run, drawn = chosen.out / "cnn-drawn", chosen.out / "drawn"
+    run, drawn = chosen.out / "cnn-drawn", chosen.out / f"drawn-{chosen.copies}"
     with shown(quiet=False) as progress:
         if not (drawn / "labels.csv").exists():
             shutil.rmtree(drawn, ignore_errors=True)
@@ -134,11 +134,12 @@ def on_patients(chosen: argparse.Namespace, config: Config, first: Path | None) 
     """Train both stages on the patients, begun at a `first` run; write the bundle in full and in half precision."""
     out, dicom, labels = chosen.out, chosen.dicom, chosen.labels
     reading: dict[str, Any] = {"device": chosen.device, "workers": chosen.workers}
+    embedding = reading | ({"device": "cpu"} if chosen.engine == "openvino" else {})
     with shown(quiet=False) as progress:
         for fold in (None, "final"):
             train_cnn(dicom, labels, out / "cnn", config, begin=first, fold=fold, progress=progress, **reading)
         extract_features(
-            dicom, out / "features", config, cnn=out / "cnn", engine=chosen.engine, progress=progress, **reading
+            dicom, out / "features", config, cnn=out / "cnn", engine=chosen.engine, progress=progress, **embedding
         )
         predictions = out / "out-of-fold"
         train_rnn(
@@ -152,7 +153,7 @@ def on_patients(chosen: argparse.Namespace, config: Config, first: Path | None) 
         )
         whole = load_bundle(out / "whole", torch.device("cpu"), "torch")
         write_halved(whole, out / "bundle", provenance(chosen, first))
-        changes = halving_moves(chosen, reading)
+        changes = halving_moves(chosen, embedding)
     print_result(
         f"{out / 'bundle'}: {sum(f.stat().st_size for f in (out / 'bundle').iterdir()) / 2**20:.1f} MB; {changes}"
     )
@@ -208,14 +209,14 @@ def write_halved(whole: Bundle, out: Path, facts: dict[str, Any]) -> None:
     )
 
 
-def halving_moves(chosen: argparse.Namespace, reading: dict[str, Any]) -> str:
+def halving_moves(chosen: argparse.Namespace, embedding: dict[str, Any]) -> str:
     """Say by how much half precision moves probabilities of the training slices, at most."""
     import pandas as pd
 
     tables = []
     for name in ("whole", "bundle"):
         results = chosen.out / f"results-{name}"
-        predict(chosen.dicom, chosen.out / name, results, engine=chosen.engine, report=False, **reading)
+        predict(chosen.dicom, chosen.out / name, results, engine=chosen.engine, report=False, **embedding)
         tables.append(pd.read_csv(results / "slices.csv").select_dtypes("float"))
     return f"half precision moves probabilities by at most {np.abs(tables[0] - tables[1]).max(axis=None):.4f} ({CARD})"
 

@@ -43,8 +43,8 @@ from ich_seq.smoothing import NO_KERNEL, REACH, smooth
 from ich_seq.store import StudyFeatures, read_manifest
 from ich_seq.weights import build_around, read_tensors, write_tensors
 
-SCHEMA = "ich-seq bundle 6"
-BEFORE = ("ich-seq bundle 5", "ich-seq bundle 4")
+SCHEMA = "ich-seq bundle 7"
+BEFORE = ("ich-seq bundle 6", "ich-seq bundle 5", "ich-seq bundle 4")
 """Schemas that are read too; `_as_now` says what they left unsaid."""
 
 Floats = NDArray[np.float64]
@@ -53,6 +53,9 @@ Said = tuple[Floats, Floats]
 
 CORRECTION, CONTEXTUAL = "correction", "contextual"
 MAX_NETWORKS = 10_000
+FEW_STUDIES = 10
+"""A label that fewer training studies have is hardly learnt, and what was measured of it hangs on single heads: with so
+few clusters a bootstrap interval is too narrow (Cameron, Gelbach and Miller 2008). Pages say so beside it."""
 LEVELS = ("slices", "studies")
 CARD, FAMILIAR = "bundle.json", "familiar.safetensors"
 NETWORK_FILE = re.compile(r"((rnn|encoder)-[0-9]+|familiar)\.safetensors")
@@ -101,7 +104,16 @@ class Bundle:
     familiar: Familiar | None
     card: dict[str, Any]
     card_sha256: str
+    name: str
     operating_points: OperatingPoints = NO_POINTS
+
+    @property
+    def hardly_learnt(self) -> dict[str, int]:
+        """Return how many training studies have a label, for those that fewer than FEW_STUDIES do, as the card says."""
+        training = self.card.get("training")
+        counts = training.get("positive_studies") if isinstance(training, dict) else None
+        told = counts if isinstance(counts, dict) else {}
+        return {k: n for k in LABELS if type(n := told.get(k)) is int and n < FEW_STUDIES}
 
     def predict(self, views: Sequence[StudyFeatures]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the probabilities of one study's slices, (N, K), and of the study, (K,): the blend of `beside`."""
@@ -180,7 +192,7 @@ def save_bundle(
 
 
 def _write_familiar(root: Path, familiar: Familiar) -> dict[str, Any]:
-    usual = {"mean": torch.from_numpy(familiar.mean), "scale": torch.from_numpy(familiar.scale)}
+    usual = {name: torch.from_numpy(getattr(familiar, name)) for name in ("mean", "scale", "axes")}
     return {"file": FAMILIAR, "sha256": write_tensors(root / FAMILIAR, usual), "limit": familiar.limit}
 
 
@@ -241,6 +253,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         familiar=familiar,
         card=written,
         card_sha256=sha256_file(path),
+        name=root.resolve().name,
         operating_points=points,
     )
 
@@ -248,12 +261,16 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
 def _as_now(card: dict[str, Any]) -> dict[str, Any]:
     """Return a card in the words of this schema.
 
-    In 5 slices were not smoothed; in 4 all sequence models were ours as well, and encoders had no choices.
+    What was familiar in 6 was another measure, so of these nothing is known. In 5 slices were not smoothed; in 4 all
+    sequence models were ours as well, and encoders had no choices.
     """
     if card["schema"] == SCHEMA:
         return card
-    card = card | {"calibration": card["calibration"] | {"kernel": NO_KERNEL.tolist()}}
+    card = card | {"familiar": None}
     if card["schema"] == BEFORE[0]:
+        return card
+    card = card | {"calibration": card["calibration"] | {"kernel": NO_KERNEL.tolist()}}
+    if card["schema"] == BEFORE[1]:
         return card
     encoders = [dict.fromkeys(LATER, False) | described for described in card["encoders"]]
     return card | {"encoders": encoders, "rnn": {"kind": CORRECTION} | card["rnn"]}
@@ -289,19 +306,21 @@ def _calibration(described: dict[str, list[float]]) -> Calibration:
 
 def _familiar(root: Path, card: dict[str, Any]) -> Familiar | None:
     described, encoders = card["familiar"], card["encoders"]
-    if described is None and _kind(card["rnn"]) == CONTEXTUAL:  # what is ours always knows
+    if described is None and (card["schema"] != SCHEMA or _kind(card["rnn"]) == CONTEXTUAL):  # else it always knows
         return None
     tensors = read_tensors(root / plain_name(described["file"]), _vouched(described["sha256"]))
     limit, shape = described["limit"], (len(encoders), encoders[0]["dim"])
-    usual = {name: tensors.pop(name).numpy() for name in ("mean", "scale")}
-    if tensors or any(x.shape != shape or x.dtype != np.float32 for x in usual.values()):
+    mean, scale, axes = (tensors.pop(name).numpy() for name in ("mean", "scale", "axes"))
+    shaped = mean.shape == scale.shape == shape and axes.shape == (shape[0], *axes.shape[1:2], shape[1])
+    if tensors or not shaped or any(x.dtype != np.float32 for x in (mean, scale, axes)):
         raise ValueError("what is familiar is not described for these encoders")
-    known = [row for row in np.stack([usual["mean"], usual["scale"]], axis=1) if not np.isnan(row).all()]
+    rows = np.concatenate([mean[:, None], scale[:, None], axes], axis=1)
+    known = [row for row in rows if not np.isnan(row).all()]
     if not known or not np.isfinite(known).all():
         raise ValueError("what is familiar is made of numbers")
-    if type(limit) is not float or not 0 < limit < np.inf or (usual["scale"] <= 0).any():
+    if type(limit) is not float or not 0 < limit < np.inf or (scale <= 0).any():
         raise ValueError("a limit and scales of what is familiar lie above 0")
-    return Familiar(**usual, limit=limit)
+    return Familiar(mean, scale, axes, limit)
 
 
 def _numbers(values: list[float]) -> NDArray[np.float64]:

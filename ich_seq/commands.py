@@ -285,8 +285,9 @@ def read_fold(option: str, value: str) -> int | Literal["final"] | None:
 def name_shipped() -> None:
     """Say on stderr that it is the bundle of the package that is to predict, and what that means."""
     click.echo(
-        f"Predicted by {SHIPPED}, the bundle that comes with ich-seq: trained on 62 patients of one hospital, to "
-        "show how it works. Research use only; not a medical device. Your own: --bundle.",
+        f"Predicting with {SHIPPED}, the bundle that comes with ich-seq: trained on 62 patients of one hospital, to "
+        "show how it works. Research use only; not a medical device. It has hardly seen intraventricular, subarachnoid "
+        "and subdural bleeds: decide nothing by those columns. Your own: --bundle.",
         err=True,
     )
 

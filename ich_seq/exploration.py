@@ -51,8 +51,8 @@ def explore(
     exploration.html shows it, exploration.json and figures.csv hold its numbers, studies.csv a row a study and
     rejected.csv what was not used, and why; there a hash stands for each file, unless `phi` asks for names. Of DICOM
     files the headers are read, and the pixels of those slices only that are shown. Raises UsageError for a source or
-    labels that cannot be meant, NothingUsableError if nothing in it can be used (rejected.csv then says why),
-    OutputError if `out` cannot be written.
+    labels that cannot be meant and if `out` is another command's result, NothingUsableError if nothing in it can be
+    used (rejected.csv then says why), OutputError if `out` cannot be written.
     """
     source, out, labels = as_paths(source), Path(out), None if labels is None else Path(labels)
     check_input(source, out)

@@ -224,6 +224,7 @@ def made_by(bundle: Bundle) -> dict[str, Any]:
     """Return what a result says of what made it, as JSON values."""
     return {
         "version": __version__,
+        "bundle": bundle.name,
         "card_sha256": bundle.card_sha256,
         "intended_use": bundle.card["intended_use"],
         "execution": asdict(next(iter(bundle.embedders.values())).execution),

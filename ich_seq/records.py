@@ -91,6 +91,8 @@ class PredictRun(Record):
     """run.json of predict: written last, so that the tables beside it are whole."""
 
     version: str
+    bundle: str
+    """The name of its folder."""
     card_sha256: Sha256
     """Of the bundle's bundle.json."""
     intended_use: str

@@ -102,6 +102,7 @@ class StudyPages:
             pictures=pictures,
             shaded=any(len(p.views) > len(READ_IN) for p in pictures),
             several=len(encoders) > 1,
+            few=self.bundle.hardly_learnt,
         )
         write_bytes(self.out / study_page(said.result.study_uid), page)
 
@@ -130,7 +131,8 @@ class StudyPages:
             ]  # fmt: skip
             html = render(
                 "worklist.html", rows=rows, pages=pages, studies=len(ranked), counts=counts, card=self.bundle.card,
-                card_sha256=self.bundle.card_sha256, named=named, unseen=unseen, every_s=every_s,
+                card_sha256=self.bundle.card_sha256, name=self.bundle.name, few=self.bundle.hardly_learnt,
+                named=named, unseen=unseen, every_s=every_s,
             )  # fmt: skip
             write_bytes(self.out / _worklist_page(page), html)
         remove([self.out / _worklist_page(len(starts))])  # a study may have lost its result

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ich_seq import ArtefactError, IchSeqError, UsageError
-from ich_seq.bundle import CARD, FAMILIAR, SCHEMA, Bundle, Calibrations, load_bundle, save_bundle
+from ich_seq.bundle import CARD, FAMILIAR, FEW_STUDIES, SCHEMA, Bundle, Calibrations, load_bundle, save_bundle
 from ich_seq.calibration import Calibration
 from ich_seq.config import Rnn
 from ich_seq.encoder import SliceEncoder
@@ -51,7 +51,9 @@ def usual(encoders) -> Familiar:
     """What is usual of embeddings of these encoders' width, different for each."""
     rng = np.random.default_rng(5)
     shape = len(encoders), encoders[0].spec.dim
-    return Familiar(rng.normal(size=shape).astype(np.float32), rng.uniform(0.5, 2, shape).astype(np.float32), 1.75)
+    axes = np.linalg.qr(rng.normal(size=(shape[0], shape[1], 3)))[0].transpose(0, 2, 1).astype(np.float32)
+    mean, scale = rng.normal(size=shape).astype(np.float32), rng.uniform(0.5, 2, shape).astype(np.float32)
+    return Familiar(mean, scale, axes, 1.75)
 
 
 def save(root: Path, encoders, models, execution, facts=None, *, half: bool = False) -> None:
@@ -137,6 +139,7 @@ def test_a_loaded_bundle_says_exactly_what_the_saved_networks_say(saved, models,
         familiar=usual(headed_encoders),
         card={},
         card_sha256="",
+        name="",
     )
     for slices in (1, 2, 12):
         views = views_of(slices)
@@ -359,7 +362,7 @@ def test_labels_in_another_order_are_refused(root, labels):
         load_bundle(root, CPU)
 
 
-@pytest.mark.parametrize("schema", ["ich-seq bundle 3", "ich-seq bundle 7", "ich-seq features 3", None, 3])
+@pytest.mark.parametrize("schema", ["ich-seq bundle 3", "ich-seq bundle 8", "ich-seq features 3", None, 3])
 def test_another_schema_is_refused(root, schema):
     """A bundle of an older or later version, or another artefact, is refused with both schemas named."""
     edit(root, lambda card: card.update(schema=schema))
@@ -368,13 +371,14 @@ def test_another_schema_is_refused(root, schema):
     assert SCHEMA in str(refusal.value)
 
 
-@pytest.mark.parametrize("schema", [4, 5])
+@pytest.mark.parametrize("schema", [4, 5, 6])
 def test_a_bundle_of_a_schema_before_says_what_it_said(saved, root, views_of, schema):
-    """Slices were not smoothed; before that cards knew no kinds and no choices of encoders: all was ours, as ever."""
+    """What was familiar was another measure; before, slices were not smoothed, and cards knew no kinds and choices."""
 
     def age(card):
         card["schema"] = f"ich-seq bundle {schema}"
-        del card["calibration"]["kernel"]
+        if schema < 6:
+            del card["calibration"]["kernel"]
         if schema == 4:
             del card["rnn"]["kind"]
             for encoder in card["encoders"]:
@@ -382,12 +386,13 @@ def test_a_bundle_of_a_schema_before_says_what_it_said(saved, root, views_of, sc
 
     edit(root, age)
     old, new = (load_bundle(folder, CPU) for folder in (root, saved))
-    new = replace(new, calibrations=replace(new.calibrations, kernel=NO_KERNEL))
+    if schema < 6:
+        new = replace(new, calibrations=replace(new.calibrations, kernel=NO_KERNEL))
     assert [e.spec for e in old.embedders.values()] == [e.spec for e in new.embedders.values()]
     views = views_of(5)
     for got, expected in zip(old.predict(views), new.predict(views), strict=True):
         assert (got == expected).all()
-    assert old.novelty(views) == new.novelty(views)
+    assert old.novelty(views) is None
 
 
 @pytest.mark.parametrize(
@@ -681,13 +686,38 @@ def test_a_folder_without_a_card_is_no_bundle(tmp_path, root):
 
 
 def test_what_is_familiar_comes_back_and_tells_how_new_a_study_is(saved, headed_encoders, views_of):
-    """Means, scales and limit are those saved, and the bundle asks them of every network's view."""
+    """Means, scales, axes and limit are those saved, and the bundle asks them of every network's view."""
     bundle, meant = load_bundle(saved, CPU), usual(headed_encoders)
     assert (bundle.familiar.mean == meant.mean).all()
     assert (bundle.familiar.scale == meant.scale).all()
+    assert (bundle.familiar.axes == meant.axes).all()
     assert bundle.familiar.limit == meant.limit
     views = views_of(5)
     assert bundle.novelty(views) == pytest.approx(meant.novelty([np.asarray(v.features) for v in views]))
+
+
+@pytest.mark.parametrize(
+    ("training", "few"),
+    [
+        ({"positive_studies": dict(zip(LABELS, (0, 9, FEW_STUDIES, 400, 3, 27), strict=True))}, [0, 1, 4]),
+        ({"positive_studies": {"any": 1, "chronic": 1}}, [5]),
+        ({"positive_studies": dict(zip(LABELS, ("3", 3.0, None, True, [], {}), strict=True))}, []),
+        ({"positive_studies": [1]}, []),
+        ({}, []),
+        ("none", []),
+    ],
+)
+def test_labels_of_few_training_studies_are_hardly_learnt(root, training, few):
+    """Those of less than FEW_STUDIES, as the card counts them; a card that counts none tells of none."""
+    edit(root, lambda card: card.update(training=training))
+    assert list(load_bundle(root, CPU).hardly_learnt) == [LABELS[k] for k in few]
+
+
+def test_a_bundle_is_called_as_its_folder_is(root, monkeypatch):
+    """However the folder is named."""
+    assert load_bundle(root, CPU).name == root.name
+    monkeypatch.chdir(root)
+    assert load_bundle(Path(), CPU).name == root.name
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, "1", None, 1])

@@ -44,7 +44,12 @@ def bundle(headed_encoders, execution, tmp_path_factory):
         execution=execution,
         models=[SequenceModel(dim, Rnn(projection=8, hidden=8, layers=1)).eval()],
         calibrations=Calibrations(slices=calibration, studies=calibration),
-        familiar=Familiar(rng.normal(size=(2, dim)).astype(np.float32), np.ones((2, dim), np.float32), 1.0),
+        familiar=Familiar(
+            rng.normal(size=(2, dim)).astype(np.float32),
+            np.ones((2, dim), np.float32),
+            np.zeros((2, 1, dim), np.float32),
+            1.0,
+        ),
         facts={"training": {"studies": 7, "patients": 6}},
     )
     return root

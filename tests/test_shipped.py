@@ -85,7 +85,10 @@ def test_predict_takes_it_where_no_bundle_is_named_and_says_so(predicted, head, 
     assert done.exit_code == 0, done.output
     assert "62 patients of one hospital" in done.stderr
     assert "Research use only" in done.stderr
+    few = load_bundle(shipped_folder(), torch.device("cpu")).hardly_learnt
+    assert [label for label in LABELS if label in done.stderr.lower()] == list(few)
     assert json.loads((out / "run.json").read_text())["card_sha256"] == sha256_file(shipped_folder() / CARD)
+    assert json.loads((out / "run.json").read_text())["bundle"] == SHIPPED
     named = run("predict", head, "--bundle", shipped_folder(), "--out", tmp_path / "named")
     assert "62 patients" not in named.stderr
     for table in ("slices.csv", "studies.csv"):

@@ -107,9 +107,10 @@ def bundle(headed_encoders, execution):
         embedders={k: Embedder(encoder, execution, CPU) for k, encoder in enumerate(headed_encoders)},
         models=(),
         calibrations=Calibrations(slices=calibration, studies=calibration),
-        familiar=Familiar(usual, usual, 1.0),
+        familiar=Familiar(usual, usual, usual[:, None], 1.0),
         card=CARD,
         card_sha256="0123456789abcdef" * 4,
+        name="mine",
     )
 
 
@@ -454,6 +455,19 @@ def test_a_patient_id_that_was_asked_for_is_shown(pages, twelve):
     page = Page(written(pages, twelve, said_of(twelve, patient_id="CQ500-CT-42")))
     assert page.facts["Patient ID"] == "CQ500-CT-42"
     assert page.text.count("CQ500-CT-42") == 1
+
+
+@pytest.mark.parametrize("few", [{}, {"epidural": 1, "subdural": 3}])
+def test_both_pages_mark_the_labels_that_are_hardly_learnt(pages, twelve, bundle, few):
+    """By a dagger, and below the table is told how few studies taught them; nothing of it where there are none."""
+    counts = {"positive_studies": dict.fromkeys(LABELS, 40) | few}
+    marking = StudyPages(pages.out, replace(bundle, card=CARD | {"training": CARD["training"] | counts}))
+    (said,) = many(marking, twelve, [0.5])
+    marking.write_study(twelve, said)
+    for path in (pages.out / "report.html", pages.out / study_page(said.result.study_uid)):
+        page = path.read_text()
+        assert [label for label in LABELS if f">{label} †<" in page] == list(few)
+        assert ("1 study with epidural, 3 studies with subdural" in page) == ("†" in page) == bool(few)
 
 
 def test_the_worklist_tells_what_was_read_and_what_read_it(pages, twelve):

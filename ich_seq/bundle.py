@@ -253,7 +253,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         familiar=familiar,
         card=written,
         card_sha256=sha256_file(path),
-        name=root.resolve().name,
+        name=root.resolve().name.encode("utf-8", "replace").decode(),
         operating_points=points,
     )
 
@@ -261,12 +261,11 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
 def _as_now(card: dict[str, Any]) -> dict[str, Any]:
     """Return a card in the words of this schema.
 
-    What was familiar in 6 was another measure, so of these nothing is known. In 5 slices were not smoothed; in 4 all
+    What was familiar in 6 was another measure: `_familiar` knows nothing of it, so no study of these is ever Absent. In 5 slices were not smoothed; in 4 all
     sequence models were ours as well, and encoders had no choices.
     """
     if card["schema"] == SCHEMA:
         return card
-    card = card | {"familiar": None}
     if card["schema"] == BEFORE[0]:
         return card
     card = card | {"calibration": card["calibration"] | {"kernel": NO_KERNEL.tolist()}}
@@ -306,12 +305,14 @@ def _calibration(described: dict[str, list[float]]) -> Calibration:
 
 def _familiar(root: Path, card: dict[str, Any]) -> Familiar | None:
     described, encoders = card["familiar"], card["encoders"]
-    if described is None and (card["schema"] != SCHEMA or _kind(card["rnn"]) == CONTEXTUAL):  # else it always knows
+    if described is None and _kind(card["rnn"]) == CONTEXTUAL:  # what is ours always knows
         return None
     tensors = read_tensors(root / plain_name(described["file"]), _vouched(described["sha256"]))
+    if card["schema"] != SCHEMA:
+        return None
     limit, shape = described["limit"], (len(encoders), encoders[0]["dim"])
     mean, scale, axes = (tensors.pop(name).numpy() for name in ("mean", "scale", "axes"))
-    shaped = mean.shape == scale.shape == shape and axes.shape == (shape[0], *axes.shape[1:2], shape[1])
+    shaped = mean.shape == scale.shape == shape and axes.ndim == 3 and (axes.shape[0], axes.shape[2]) == shape
     if tensors or not shaped or any(x.dtype != np.float32 for x in (mean, scale, axes)):
         raise ValueError("what is familiar is not described for these encoders")
     rows = np.concatenate([mean[:, None], scale[:, None], axes], axis=1)

@@ -36,7 +36,7 @@ to 1.24, a water phantom 1.7, a chest 1.9, a leg 2.1; single slices up to 2.5 (d
 class Familiar:
     """What embeddings of unit length are usual: of E networks mean and standard deviation, (E, D) float32, and axes.
 
-    `axes` (E, R, D) float32 are orthonormal directions of standardised embeddings. `limit` is the distance off them
+    `axes` (E, R, D) float32 are orthonormal directions of standardised embeddings, or 0. `limit` is the distance off them
     that QUANTILE of the training studies stay below.
     """
 
@@ -78,19 +78,25 @@ def _usual(studies: Sequence[NDArray[np.float16]]) -> tuple[NDArray[np.float32],
     spread = np.sqrt(np.maximum(squares / rows - mean**2, 0))
     floor = max(LEAST_SCALE * float(spread.mean()), ROUNDED)
     centre, scale = mean.astype(np.float32), np.maximum(spread, floor).astype(np.float32)
-    return centre, scale, _axes(studies, centre, scale)
+    return centre, scale, _axes(studies, centre, scale, rows)
 
 
 def _axes(
-    studies: Iterable[NDArray[np.float16]], mean: NDArray[np.float32], scale: NDArray[np.float32]
+    studies: Iterable[NDArray[np.float16]], mean: NDArray[np.float32], scale: NDArray[np.float32], rows: int
 ) -> NDArray[np.float32]:
-    """Return the principal axes of standardised rows, (R, D), R at most AXES and half of D."""
+    """Return the principal axes of standardised rows, (R, D), R at most AXES and half of D.
+
+    One in ten rows at most, the others are 0: as many axes as rows would leave nothing off them.
+    """
     moments = np.zeros((len(mean), len(mean)))
     for study in studies:
         off = _standardised(study, mean, scale)
         moments += off.T @ off
     ascending: Floats = np.linalg.eigh(moments).eigenvectors.T
-    return ascending[len(mean) - min(AXES, len(mean) // 2) :].astype(np.float32)
+    axes = np.zeros((min(AXES, len(mean) // 2), len(mean)), np.float32)
+    kept = min(len(axes), rows // 10)
+    axes[len(axes) - kept :] = ascending[len(mean) - kept :]
+    return axes
 
 
 def _distance(
@@ -110,4 +116,5 @@ def _standardised(study: NDArray[np.floating], mean: NDArray[np.float32], scale:
 def _unit(study: NDArray[np.floating]) -> Floats:
     """Return embeddings at length 1, or 0: how long they are, blood decides more than what is shown."""
     x = np.asarray(study, np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
+    lengths: Floats = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.maximum(lengths, TINY)

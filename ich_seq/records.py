@@ -207,7 +207,7 @@ class Calibrations(Record):
 
 
 class Familiar(BundledFile):
-    """What embeddings are usual; `limit` is what 99 % of the training studies stay below."""
+    """What embeddings are usual; 99 % of the training studies stay below the distance `limit` off their axes."""
 
     limit: float
 

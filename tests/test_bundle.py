@@ -720,6 +720,21 @@ def test_a_bundle_is_called_as_its_folder_is(root, monkeypatch):
     assert load_bundle(Path(), CPU).name == root.name
 
 
+@pytest.mark.parametrize("schema", [4, 5, 6, 7])
+@pytest.mark.parametrize("familiar", ["x", 5, ["a"], {}, {"file": FAMILIAR, "sha256": "0" * 64, "limit": 1.0}])
+def test_what_is_familiar_is_checked_of_every_schema(root, schema, familiar):
+    """Of an older one too, though nothing comes of it: results vouch for that file."""
+
+    def age(card):
+        card.update(schema=f"ich-seq bundle {schema}", familiar=familiar)
+        if schema < 6:
+            del card["calibration"]["kernel"]
+
+    edit(root, age)
+    with pytest.raises(ArtefactError):
+        load_bundle(root, CPU)
+
+
 @pytest.mark.parametrize("limit", [0.0, -1.0, "1", None, 1])
 def test_a_limit_that_is_none_is_refused(root, limit):
     """What tells strange studies is a number above 0."""

@@ -419,7 +419,7 @@ def study(write_slice, tmp_path):
     "doubt",
     [
         {"lost_slices": 1},
-        {"novelty": 1.25},
+        {"novelty": 1.5},
         {"novelty": float("nan")},
         {"span_mm": 60.0},
         {"geometry": "gap"},

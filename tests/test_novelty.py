@@ -212,6 +212,15 @@ def test_embeddings_that_are_all_the_same_give_numbers():
     assert familiar.novelty([studies[0]]) <= 1
 
 
+def test_few_slices_have_few_axes():
+    """One for ten slices: as many axes as slices would take all there is, and everything else would be strange."""
+    studies = usual_studies(1, 2)
+    few = fit_familiar({0: [x[:6] for x in studies]}, [0])
+    assert few.axes.any(axis=2).sum() == 1
+    assert few.axes.shape == (1, AXES, D)
+    assert max(few.novelty([x]) for x in usual_studies(3, 20)) < 20
+
+
 def test_what_differs_where_all_were_the_same_is_strange_and_finite():
     """Another embedding than the only one that was ever seen is far, and no warning is given."""
     familiar = fit_familiar({0: [np.full((4, D), 0.5, np.float16)] * 3}, [0])

@@ -457,7 +457,7 @@ def test_a_patient_id_that_was_asked_for_is_shown(pages, twelve):
     assert page.text.count("CQ500-CT-42") == 1
 
 
-@pytest.mark.parametrize("few", [{}, {"epidural": 1, "subdural": 3}])
+@pytest.mark.parametrize("few", [{}, {"epidural": 1, "subdural": 3}, {"epidural": 1, "subdural": 3, "any": 7}])
 def test_both_pages_mark_the_labels_that_are_hardly_learnt(pages, twelve, bundle, few):
     """By a dagger, and below the table is told how few studies taught them; nothing of it where there are none."""
     counts = {"positive_studies": dict.fromkeys(LABELS, 40) | few}

@@ -37,7 +37,8 @@ def write_tiny_bundle(root: Path, *, seed: int = 0, views: int = 1) -> Path:
     encoder = _encoder(seed, rng)
     dim = encoder.spec.dim
     half = Calibration(share=np.full(labels, 0.5), slope=np.ones(labels), intercept=np.zeros(labels))
-    usual = Familiar(rng.normal(size=(1, dim)).astype(np.float32), np.ones((1, dim), np.float32), 1.0)
+    mean, axes = rng.normal(size=(1, dim)).astype(np.float32), np.eye(2, dim, dtype=np.float32)[None]
+    usual = Familiar(mean, np.ones((1, dim), np.float32), axes, 1.0)
     save_bundle(
         root,
         encoders=[encoder],

@@ -261,8 +261,8 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
 def _as_now(card: dict[str, Any]) -> dict[str, Any]:
     """Return a card in the words of this schema.
 
-    What was familiar in 6 was another measure: `_familiar` knows nothing of it, so no study of these is ever Absent. In 5 slices were not smoothed; in 4 all
-    sequence models were ours as well, and encoders had no choices.
+    What was familiar in 6 was another measure: `_familiar` knows nothing of it, so no study of these is ever Absent. In
+    5 slices were not smoothed; in 4 all sequence models were ours as well, and encoders had no choices.
     """
     if card["schema"] == SCHEMA:
         return card

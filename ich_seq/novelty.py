@@ -36,8 +36,8 @@ to 1.24, a water phantom 1.7, a chest 1.9, a leg 2.1; single slices up to 2.5 (d
 class Familiar:
     """What embeddings of unit length are usual: of E networks mean and standard deviation, (E, D) float32, and axes.
 
-    `axes` (E, R, D) float32 are orthonormal directions of standardised embeddings, or 0. `limit` is the distance off them
-    that QUANTILE of the training studies stay below.
+    `axes` (E, R, D) float32 are orthonormal directions of standardised embeddings, or 0. `limit` is the distance off
+    them that QUANTILE of the training studies stay below.
     """
 
     mean: NDArray[np.float32]

@@ -253,7 +253,7 @@ def load_bundle(root: Path, device: torch.device, engine: str | None = None) -> 
         familiar=familiar,
         card=written,
         card_sha256=sha256_file(path),
-        name=root.resolve().name.encode("utf-8", "replace").decode(),
+        name=root.resolve().name,
         operating_points=points,
     )
 

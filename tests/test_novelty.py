@@ -121,7 +121,13 @@ def test_farther_off_the_axes_is_stranger_up_to_a_bound():
     said = [familiar.novelty(usual_studies(5, 1, shift=shift)) for shift in (0, 0.5, 1, 2, 4)]
     assert said == sorted(said)
     assert len(set(said)) == len(said)
-    assert familiar.novelty([np.full((3, D), 60_000, np.float16)]) <= MOST**2 / familiar.limit
+    endless = np.full((3, D), 60_000, np.float16)
+    one_wild = np.repeat(familiar.mean[:1], 4, axis=0)
+    one_wild[0, 0] = 60_000
+    for wild in (endless, one_wild):
+        distance = by_hand(wild, familiar.mean[0], familiar.scale[0], familiar.axes[0])
+        assert familiar.novelty([wild]) == pytest.approx(distance / familiar.limit, rel=1e-4)
+        assert distance <= MOST**2
 
 
 def test_every_network_has_its_own_usual():

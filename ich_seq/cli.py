@@ -171,7 +171,12 @@ def train_cnn(
 @cli.command()
 @dicom_source
 @out_option
-@click.option("--cnn", type=Place(), help="What train-cnn wrote; stands in for the encoder.")
+@click.option(
+    "--cnn",
+    type=Place(),
+    multiple=True,
+    help="What train-cnn wrote; stands in for the encoder. Given twice, the networks of each fold embed side by side.",
+)
 @engine_option
 @phi_option
 @settings
@@ -182,7 +187,7 @@ def extract_features(
     dicomweb: str | None,
     studies: tuple[str, ...],
     out: Path,
-    cnn: Path | None,
+    cnn: tuple[Path, ...],
     engine: str | None,
     phi: bool,
     config_file: Path | None,

@@ -15,14 +15,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from ich_seq import ArtefactError, UsageError, __version__
-from ich_seq.encoder import EncoderSpec, SliceEncoder, load_encoder
+from ich_seq.encoder import EncoderSpec, SliceEncoder, ensemble_of, load_encoder
 from ich_seq.files import read_json, read_whole, sha256_bytes, sha256_file, write_json
 from ich_seq.reasons import Unused, unused_from_json
 from ich_seq.store import read_manifest
@@ -77,6 +77,9 @@ class CnnRun:
     only_learnt: tuple[tuple[str, str], ...] = ()
     """Study and patient of those in no fold."""
 
+    beside: tuple[CnnRun, ...] = ()
+    """Runs of the same patients in the same folds, whose networks embed together with these."""
+
     @property
     def final(self) -> int | None:
         """Return the number of the network that learnt from every patient; None if it was not trained."""
@@ -96,8 +99,13 @@ class CnnRun:
         return ((fold,), False) if fold in self.results else (tuple(self.results), True)
 
     def load(self, number: int) -> SliceEncoder:
-        """Load a fold's network, its bytes checked."""
-        return load_encoder(self.results[number].spec, fold_folder(self.root, number) / ENCODER)
+        """Load a fold's network, its bytes checked, as one with those of the runs beside."""
+        own = load_encoder(self.results[number].spec, fold_folder(self.root, number) / ENCODER)
+        return ensemble_of([own, *(run.load(number) for run in self.beside)])
+
+    def judged(self) -> dict[str, int]:
+        """Return the fold of each patient who is in one."""
+        return {patient: fold for patient, fold in self.fold_of_patient.items() if fold != NOBODYS}
 
 
 def fold_folder(root: Path, fold: int) -> Path:
@@ -174,6 +182,27 @@ def load_run(root: Path) -> CnnRun:
     )
 
 
+def load_runs(roots: Sequence[Path]) -> CnnRun:
+    """Open runs whose networks are to embed together, each fold's with one another, as one run.
+
+    Raises, besides what `load_run` does, UsageError if patients, their folds or the folds trained are not the same.
+    """
+    first, *others = (load_run(root) for root in roots)
+    for run in others:
+        if run.judged() != first.judged() or set(run.results) != set(first.results):
+            raise UsageError(
+                f"{run.root} and {first.root} do not go together: their patients, folds or trained networks differ, so "
+                "one could know whom the other never saw; train both on the same labels, cnn.folds and cnn.seed."
+            )
+        first = replace(
+            first,
+            fold_of_patient=run.fold_of_patient | first.fold_of_patient,
+            fold_of_study=run.fold_of_study | first.fold_of_study,
+            only_learnt=tuple(dict.fromkeys(first.only_learnt + run.only_learnt)),
+        )
+    return replace(first, beside=tuple(others))
+
+
 @dataclass(frozen=True, slots=True)
 class Begun:
     """A run whose networks another begins at, each fold at its own, and the SHA-256 of what it was begun with."""
@@ -201,7 +230,7 @@ def begin_at(root: Path, fold_of_patient: Mapping[str, int], folds: Sequence[int
         raise ArtefactError(f"{root / PLAN} cannot be read; train again.") from error
     if missing := [str(fold) for fold in folds if fold not in run.results]:
         raise UsageError(f"{root} has no network of fold {', '.join(missing)} to begin at; train it there first.")
-    if {key: fold for key, fold in run.fold_of_patient.items() if fold != NOBODYS} != fold_of_patient:
+    if run.judged() != fold_of_patient:
         raise UsageError(
             f"In {root} the patients, or their folds, are others, so its networks may know some that are held out "
             "here; begin at a run of the same labels, cnn.folds and cnn.seed."

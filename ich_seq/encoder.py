@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,14 @@ HEAD = "slice_head."
 LATER = ("air_beyond", "late_pool")
 """What records and fingerprints of before do not hold: where it is False all is as it was then."""
 
+BESIDE = "+"
+"""Stands between the names of networks that are side by side in one encoder; timm names nothing so."""
+
+MAX_BESIDE = 16
+
+SHOWN = ("size", "field_mm", "windows_hu", "neighbours", "mean", "std", "air_beyond", "late_pool")
+"""What of a record decides what the networks of one encoder are shown."""
+
 MAX_LISTED, MAX_NORM, MIN_STD, MAX_DIM = 256, 1e4, 1e-4, 1 << 16
 """What records keep far away from: the length of a list, values to normalise by, the width of an embedding."""
 
@@ -38,7 +46,8 @@ class EncoderSpec:
     Together with the weights' values, whose SHA-256 it holds, and the `Execution` it decides an embedding.
     `head` tells whether the file holds a slice classifier too. Weights of others may want what ours do not:
     with `air_beyond` slices beyond the ends of a study are air, with `late_pool` the network's own head works
-    on each place of the last feature map and the mean is taken of what it says.
+    on each place of the last feature map and the mean is taken of what it says. `arch` is one of timm's names, or
+    several with a + between, of an `Ensemble`.
     """
 
     arch: str
@@ -144,6 +153,43 @@ class SliceEncoder(nn.Module):
         return torch.addcmul(-self.mean / self.std, rows_last, 1 / self.std)
 
 
+class Ensemble(nn.Module):
+    """Networks side by side as one of timm's: what they say of a slice, one after the other.
+
+    Their embeddings, (M, D) each, make one of the sum of their widths; so do their feature maps if all are of
+    channels first and of the same places, else they stay a list.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.widths = [int(network.num_features) for network in self._timms]
+        self.num_features = sum(self.widths)
+
+    def forward(self, shown: Tensor) -> Tensor:
+        """Embed M slices, (M, C, S, S), as (M, D)."""
+        return torch.cat([network(shown).flatten(1) for network in self.networks], dim=1)
+
+    def forward_features(self, shown: Tensor) -> Tensor | list[Any]:
+        """Return the last feature maps, as timm's networks do, (M, D, h, w) if they can be one."""
+        maps = [network.forward_features(shown) for network in self._timms]
+        alike = all(isinstance(seen, Tensor) and seen.ndim == 4 for seen in maps)
+        if not alike or [seen.shape[1] for seen in maps] != self.widths or len({seen.shape[2:] for seen in maps}) > 1:
+            return maps
+        return torch.cat(maps, dim=1)
+
+    def forward_head(self, seen: Tensor | list[Any]) -> Tensor:
+        """Return the embeddings that feature maps lead to."""
+        maps = torch.split(seen, self.widths, dim=1) if isinstance(seen, Tensor) else seen
+        heads = zip(self._timms, maps, strict=True)
+        return torch.cat([network.forward_head(of_its_own).flatten(1) for network, of_its_own in heads], dim=1)
+
+    @property
+    def _timms(self) -> list[Any]:
+        """Return the networks, with timm's own methods, of which torch's Module knows nothing."""
+        return list(self.networks)
+
+
 class SliceNetwork(nn.Module):
     """An encoder with its head, as it is trained: windowed slices in, logits out."""
 
@@ -232,6 +278,33 @@ def with_head(encoder: SliceEncoder, weight: NDArray[np.float32], bias: NDArray[
     return _ready(headed)
 
 
+def ensemble_of(encoders: Sequence[SliceEncoder]) -> SliceEncoder:
+    """Return encoders with heads as one: their embeddings side by side, and the mean of their logits.
+
+    One by itself stays as it is. Raises UsageError if they are shown different slices, have no heads, pool late, or
+    are more than MAX_BESIDE.
+    """
+    first, *others = (encoder.spec for encoder in encoders)
+    if not others:
+        return encoders[0]
+    specs = (first, *others)
+    if differing := [name for name in SHOWN if len({getattr(spec, name) for spec in specs}) > 1]:
+        raise UsageError(f"Networks side by side have to be shown the same, but differ in {', '.join(differing)}.")
+    heads = [encoder.head for encoder in encoders if encoder.head is not None]
+    if len(heads) < len(specs) or first.late_pool or len(specs) > MAX_BESIDE:
+        raise UsageError(f"Networks side by side, {MAX_BESIDE} at most, pool early and have a slice classifier each.")
+    joint = replace(
+        first,
+        arch=BESIDE.join(spec.arch for spec in specs),
+        weights="; ".join(spec.weights for spec in specs),
+        dim=sum(spec.dim for spec in specs),
+    )
+    weight = torch.cat([head.weight for head in heads], dim=1) / len(heads)
+    bias = torch.stack([head.bias for head in heads]).mean(dim=0)
+    network = Ensemble([encoder.network for encoder in encoders])
+    return with_head(SliceEncoder(network, joint), weight.detach().numpy(), bias.detach().numpy())
+
+
 def _ready(encoder: SliceEncoder) -> SliceEncoder:
     return encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
@@ -263,5 +336,9 @@ def encoder_from(spec: EncoderSpec, tensors: Mapping[str, Tensor], path: Path) -
 
 def _empty(spec: EncoderSpec) -> SliceEncoder:
     """Return the encoder of a spec with weights that mean nothing."""
-    network = build_network(spec.arch, spec.channels, late_pool=spec.late_pool)
+    archs = spec.arch.split(BESIDE)
+    if len(archs) > (1 if spec.late_pool else MAX_BESIDE):
+        raise ArtefactError(f"{spec.arch:.80} are more networks than can be side by side.")
+    networks = [build_network(arch, spec.channels, late_pool=spec.late_pool) for arch in archs]
+    network = networks[0] if len(networks) == 1 else Ensemble(networks)
     return SliceEncoder(network, spec, new_head(spec.dim) if spec.head else None)

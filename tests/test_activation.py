@@ -15,7 +15,7 @@ from torch import nn
 from ich_seq import windows
 from ich_seq.activation import activation_maps
 from ich_seq.config import Config
-from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, new_head, with_head
+from ich_seq.encoder import EncoderSpec, SliceEncoder, build_encoder, ensemble_of, new_head, with_head
 from ich_seq.labels import LABELS
 
 K = len(LABELS)
@@ -255,6 +255,15 @@ def test_a_caller_in_inference_mode_gets_the_same_map():
         maps = activation_maps(encoder, hu)
         assert torch.is_inference_mode_enabled()
     assert (maps == expected).all()
+
+
+def test_the_map_of_networks_side_by_side_is_the_mean_of_theirs():
+    """Their logit is the mean, and so is what each place adds to it."""
+    one, other, hu = headed("test_efficientnet"), headed("resnet18"), slices_of(3)
+    both = activation_maps(ensemble_of([one, other]), hu)
+    expected = (activation_maps(one, hu) + activation_maps(other, hu)) / 2
+    assert both == pytest.approx(expected, abs=1e-5)
+    assert np.abs(expected).max() > 0.01
 
 
 class Branches(Brightness):

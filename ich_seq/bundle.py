@@ -51,6 +51,9 @@ Floats = NDArray[np.float64]
 Said = tuple[Floats, Floats]
 """Logits of M slices, (M, K), study after study, and of their B studies, (B, K)."""
 
+ROUGHLY = 1e-3
+"""How far a product of unit axes may lie off 0 or 1: far beyond what float32 rounds of thousands of numbers."""
+
 CORRECTION, CONTEXTUAL = "correction", "contextual"
 MAX_NETWORKS = 10_000
 FEW_STUDIES = 10
@@ -321,7 +324,15 @@ def _familiar(root: Path, card: dict[str, Any]) -> Familiar | None:
         raise ValueError("what is familiar is made of numbers")
     if type(limit) is not float or not 0 < limit < np.inf or (scale <= 0).any():
         raise ValueError("a limit and scales of what is familiar lie above 0")
+    if not all(_orthonormal(of_one) for of_one in axes if np.isfinite(of_one).all()):
+        raise ValueError("axes of what is familiar are at right angles and of length 1, or 0")
     return Familiar(mean, scale, axes, limit)
+
+
+def _orthonormal(axes: NDArray[np.float32]) -> bool:
+    """Tell whether rows, (R, D), are of length 1, or 0, and at right angles, as float32 has it."""
+    products = axes.astype(np.float64) @ axes.astype(np.float64).T
+    return bool(np.allclose(products, np.diag(products.diagonal().round().clip(0, 1)), atol=ROUGHLY))
 
 
 def _numbers(values: list[float]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ich_seq import ArtefactError, IchSeqError, UsageError
 from ich_seq.bundle import CARD, FAMILIAR, FEW_STUDIES, SCHEMA, Bundle, Calibrations, load_bundle, save_bundle
@@ -24,6 +25,7 @@ from ich_seq.model import SequenceModel
 from ich_seq.novelty import Familiar
 from ich_seq.smoothing import NO_KERNEL
 from ich_seq.store import StudyFeatures
+from ich_seq.weights import write_tensors
 
 K = len(LABELS)
 CPU = torch.device("cpu")
@@ -694,6 +696,29 @@ def test_what_is_familiar_comes_back_and_tells_how_new_a_study_is(saved, headed_
     assert bundle.familiar.limit == meant.limit
     views = views_of(5)
     assert bundle.novelty(views) == pytest.approx(meant.novelty([np.asarray(v.features) for v in views]))
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        pytest.param(lambda axes: axes.flip(1), True, id="in-another-order"),
+        pytest.param(lambda axes: torch.cat([torch.zeros_like(axes), axes], dim=1), True, id="some-are-0"),
+        pytest.param(lambda axes: 1.01 * axes, False, id="too-long"),
+        pytest.param(lambda axes: 2 * axes, False, id="of-length-2"),
+        pytest.param(lambda axes: torch.cat([axes, axes[:, :1]], dim=1), False, id="twice-the-same"),
+        pytest.param(lambda axes: torch.full_like(axes, torch.inf), False, id="no-numbers"),
+    ],
+)
+def test_axes_of_what_is_familiar_are_orthonormal(root, change, taken):
+    """What lies off them would else be no distance, and could be less than nothing."""
+    tensors = load_file(root / FAMILIAR)
+    sha256 = write_tensors(root / FAMILIAR, tensors | {"axes": change(tensors["axes"]).contiguous()})
+    edit(root, lambda card: card["familiar"].update(sha256=sha256))
+    if taken:
+        load_bundle(root, CPU)
+        return
+    with pytest.raises(ArtefactError, match="familiar"):
+        load_bundle(root, CPU)
 
 
 @pytest.mark.parametrize(

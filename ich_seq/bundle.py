@@ -36,7 +36,7 @@ from ich_seq.figures import Predicted
 from ich_seq.files import plain_name, remove, sha256_file, write_json
 from ich_seq.labels import LABELS
 from ich_seq.model import Logits, SequenceModel, ensemble_logits
-from ich_seq.novelty import Familiar
+from ich_seq.novelty import AXES, Familiar
 from ich_seq.operating_points import NO_POINTS, OperatingPoints
 from ich_seq.sequences import collate
 from ich_seq.smoothing import NO_KERNEL, REACH, smooth
@@ -316,6 +316,7 @@ def _familiar(root: Path, card: dict[str, Any]) -> Familiar | None:
     limit, shape = described["limit"], (len(encoders), encoders[0]["dim"])
     mean, scale, axes = (tensors.pop(name).numpy() for name in ("mean", "scale", "axes"))
     shaped = mean.shape == scale.shape == shape and axes.ndim == 3 and (axes.shape[0], axes.shape[2]) == shape
+    shaped = shaped and axes.shape[1] <= AXES  # as many as anybody wants would multiply to more than there is memory
     if tensors or not shaped or any(x.dtype != np.float32 for x in (mean, scale, axes)):
         raise ValueError("what is familiar is not described for these encoders")
     rows = np.concatenate([mean[:, None], scale[:, None], axes], axis=1)
@@ -331,7 +332,8 @@ def _familiar(root: Path, card: dict[str, Any]) -> Familiar | None:
 
 def _orthonormal(axes: NDArray[np.float32]) -> bool:
     """Tell whether rows, (R, D), are of length 1, or 0, and at right angles, as float32 has it."""
-    products = axes.astype(np.float64) @ axes.astype(np.float64).T
+    exact = axes.astype(np.float64)
+    products = exact @ exact.T
     return bool(np.allclose(products, np.diag(products.diagonal().round().clip(0, 1)), atol=ROUGHLY))
 
 

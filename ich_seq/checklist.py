@@ -68,7 +68,7 @@ def _of_card(card: Mapping[str, Any]) -> dict[int, str]:
 
 def _of_networks(card: Mapping[str, Any]) -> dict[int, str]:
     encoders, rnn = card["encoders"], card["rnn"]
-    first = encoders[0]
+    first, networks = encoders[0], sum(1 + encoder["arch"].count("+") for encoder in encoders)
     windows = ", ".join(f"{level:g}/{width:g}" for level, width in first["windows_hu"])
     return {
         1: f"A network of slices ({first['arch']}), then one of the sequence of slices, read in both directions "
@@ -76,7 +76,7 @@ def _of_networks(card: Mapping[str, Any]) -> dict[int, str]:
         3: card["intended_use"],
         9: f"Hounsfield units, {first['field_mm']:g} mm over {first['size']} pixels, windows (level/width) {windows}, "
         f"slices {', '.join(map(str, first['neighbours']))} beside one another.",
-        22: f"{first['arch']} ({len(encoders)} network(s), embeddings of {first['dim']}), then {len(rnn['files'])} "
+        22: f"{first['arch']} ({networks} network(s), embeddings of {first['dim']}), then {len(rnn['files'])} "
         f"{rnn['config']['cell'].upper()} network(s): embeddings and slice logits in, slice and study logits out.",
         24: f"Encoder: {first['weights']}.",
         27: "The mean of the logits of all networks.",

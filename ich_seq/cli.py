@@ -216,7 +216,7 @@ def extract_features(
             source,
             out,
             config,
-            cnn=cnn,
+            cnn=cnn or None,
             engine=engine,
             device=device,
             workers=workers,

@@ -187,13 +187,18 @@ def load_runs(roots: Sequence[Path]) -> CnnRun:
 
     Raises, besides what `load_run` does, UsageError if patients, their folds or the folds trained are not the same.
     """
+    if not roots or len({root.resolve() for root in roots}) < len(roots):
+        raise UsageError("No folder of train-cnn is named, or one of them twice.")
     first, *others = (load_run(root) for root in roots)
     for run in others:
-        if run.judged() != first.judged() or set(run.results) != set(first.results):
+        named = f"{run.root} and {first.root} do not go together"
+        if run.judged() != first.judged() or _told_apart(run.fold_of_study, first.fold_of_study):
             raise UsageError(
-                f"{run.root} and {first.root} do not go together: their patients, folds or trained networks differ, so "
-                "one could know whom the other never saw; train both on the same labels, cnn.folds and cnn.seed."
+                f"{named}: their patients or folds differ, so that one could know whom the other never saw; train both "
+                "on the same labels, cnn.folds and cnn.seed."
             )
+        if set(run.results) != set(first.results):
+            raise UsageError(f"{named}: one lacks networks of the other; train the same folds, the final one too.")
         first = replace(
             first,
             fold_of_patient=run.fold_of_patient | first.fold_of_patient,
@@ -201,6 +206,11 @@ def load_runs(roots: Sequence[Path]) -> CnnRun:
             only_learnt=tuple(dict.fromkeys(first.only_learnt + run.only_learnt)),
         )
     return replace(first, beside=tuple(others))
+
+
+def _told_apart(here: Mapping[str, int], there: Mapping[str, int]) -> bool:
+    """Tell whether a study is in another fold there, as where its Patient ID was changed in between."""
+    return any(there.get(study, fold) != fold for study, fold in here.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +225,15 @@ class Begun:
         return fold_folder(self.run.root, fold) / ENCODER
 
 
-def begin_at(root: Path, fold_of_patient: Mapping[str, int], folds: Sequence[int], *, patience: int) -> Begun:
-    """Open the run that these folds begin at; `fold_of_patient` are the patients that are judged here.
+def begin_at(
+    root: Path,
+    fold_of_patient: Mapping[str, int],
+    fold_of_study: Mapping[str, int],
+    folds: Sequence[int],
+    *,
+    patience: int,
+) -> Begun:
+    """Open the run that these folds begin at; told are the folds of patients and studies that are judged here.
 
     Raises UsageError if a fold has no network there, if patients or their folds are others, so that a network could
     know whom it is judged by, or if it stops early (`patience`) on a fold that its beginning learnt from; ArtefactError
@@ -230,7 +247,7 @@ def begin_at(root: Path, fold_of_patient: Mapping[str, int], folds: Sequence[int
         raise ArtefactError(f"{root / PLAN} cannot be read; train again.") from error
     if missing := [str(fold) for fold in folds if fold not in run.results]:
         raise UsageError(f"{root} has no network of fold {', '.join(missing)} to begin at; train it there first.")
-    if run.judged() != fold_of_patient:
+    if run.judged() != fold_of_patient or _told_apart(run.fold_of_study, fold_of_study):
         raise UsageError(
             f"In {root} the patients, or their folds, are others, so its networks may know some that are held out "
             "here; begin at a run of the same labels, cnn.folds and cnn.seed."

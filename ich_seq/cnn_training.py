@@ -102,6 +102,12 @@ class Data:
         studies = zip(self.slices.studies, self.folds.tolist(), self.judged.tolist(), strict=True)
         return {short_hash(study.patient_id): fold for study, fold, judged in studies if judged}
 
+    @property
+    def fold_of_study(self) -> dict[str, int]:
+        """Return the fold of each study that is judged, by its UID."""
+        studies = zip(self.slices.studies, self.folds.tolist(), self.judged.tolist(), strict=True)
+        return {study.uid: fold for study, fold, judged in studies if judged}
+
     def learnable(self, *folds: int) -> NDArray[np.int64]:
         """Return all rows of these folds and of none."""
         return np.flatnonzero(np.isin(self.folds, (*folds, NOBODYS))[self.slices.study])
@@ -148,7 +154,8 @@ def train_cnn(
         data = data if also is None else _with_more(data, labels, Path(also))
         begun = None
         if begin is not None:
-            begun = begin_at(Path(begin), data.fold_of_patient, folds, patience=config.cnn.patience)
+            known = data.fold_of_patient, data.fold_of_study
+            begun = begin_at(Path(begin), *known, folds, patience=config.cnn.patience)
             data = replace(data, sha256=data.sha256 | {"begun_sha256": begun.sha256})
         spec = _beginning(config, begun, folds[0]).spec
         tasks = [_task(f, data, spec, config, processor, group, workers) for f in folds]

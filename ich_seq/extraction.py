@@ -138,9 +138,9 @@ def open_networks(
 ) -> Networks:
     """Make the settings' encoder ready, or the networks of one folder of train-cnn or of several."""
     execution = Execution.of(config.extract, engine)
-    folders = [] if cnn is None else [cnn] if isinstance(cnn, str | Path) else cnn
-    if not folders:
+    if cnn is None:
         return Networks({0: Embedder(build_encoder(config), execution, device)}, lambda patient, study: ((0,), False))
+    folders = [cnn] if isinstance(cnn, str | Path) else cnn
     run = load_runs([Path(folder) for folder in folders])
     embedders = {k: Embedder(run.load(k), execution, device) for k in run.results}
     return Networks(embedders, run.networks_for, run.final)

@@ -707,6 +707,7 @@ def test_what_is_familiar_comes_back_and_tells_how_new_a_study_is(saved, headed_
         pytest.param(lambda axes: 2 * axes, False, id="of-length-2"),
         pytest.param(lambda axes: torch.cat([axes, axes[:, :1]], dim=1), False, id="twice-the-same"),
         pytest.param(lambda axes: torch.full_like(axes, torch.inf), False, id="no-numbers"),
+        pytest.param(lambda axes: torch.zeros(len(axes), 300_000, axes.shape[2]), False, id="more-than-there-can-be"),
     ],
 )
 def test_axes_of_what_is_familiar_are_orthonormal(root, change, taken):

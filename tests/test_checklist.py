@@ -114,6 +114,14 @@ def test_answers_are_the_cards_own_facts(path, value, words, items):
         assert words not in before[number]
 
 
+def test_networks_side_by_side_are_counted():
+    """In one encoder there may be several."""
+    card = copy.deepcopy(CARD)
+    card["encoders"][0]["arch"] = "one+other"
+    assert answers()[22].startswith("net (1 network(s)")
+    assert answers(card=card)[22].startswith("one+other (2 network(s)")
+
+
 @pytest.mark.parametrize(
     ("changed", "words", "items"),
     [

@@ -184,6 +184,8 @@ def test_runs_side_by_side_remember_whom_either_learnt_from_besides(root, tmp_pa
         pytest.param(STUDIES[:3], id="a-patient-less"),
         pytest.param([*STUDIES, ("1.5", "dora", 1)], id="a-patient-more"),
         pytest.param([*STUDIES[:3], ("1.4", "cora", -1)], id="learnt-from-besides"),
+        pytest.param([*STUDIES[:2], ("1.3", "dora", -1), *STUDIES[3:]], id="a-study-of-somebody-else"),
+        pytest.param([*STUDIES[:2], ("1.3", "bela", 1), *STUDIES[3:]], id="a-study-of-another-patient"),
     ],
 )
 def test_runs_of_other_folds_cannot_be_side_by_side(root, tmp_path, networks, results, rows):
@@ -198,8 +200,15 @@ def test_runs_with_other_folds_trained_cannot_be_side_by_side(root, tmp_path, ne
     """A fold needs a network of each."""
     other = write_run(tmp_path / "other", networks, results)
     save_run(other, [results[0]], {})
-    with pytest.raises(UsageError, match="do not go together"):
+    with pytest.raises(UsageError, match="train the same folds"):
         load_runs([root, other])
+
+
+def test_a_run_beside_itself_is_refused(root):
+    """It would say what it says by itself, for twice the time."""
+    for roots in ([root, root], [root, root.parent / "x" / ".." / root.name], []):
+        with pytest.raises(UsageError, match="twice"):
+            load_runs(roots)
 
 
 # ---- what is written comes back ----

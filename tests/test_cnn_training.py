@@ -276,12 +276,26 @@ def test_each_fold_begins_at_its_own_network(phantoms, trained, tmp_path, monkey
         assert all(torch.equal(tensors[name], before[name]) for name in before)
 
 
+def of_changed_patient(run: Path, copy: Path) -> Path:
+    """Copy a run to one that only learnt from a study, as its Patient ID was another then."""
+    shutil.copytree(run, copy)
+    table = pd.read_csv(copy / FOLDS, dtype=str)
+    second = table["patient_key"].duplicated().idxmax()
+    table.loc[second, ["patient_key", "fold"]] = ["somebody else", "-1"]
+    table.to_csv(copy / FOLDS, index=False)
+    record = json.loads((copy / RUN).read_text()) | {"folds_sha256": sha256_file(copy / FOLDS)}
+    (copy / RUN).write_text(json.dumps(record))
+    return copy
+
+
 def test_networks_that_knew_who_is_held_out_are_not_begun_at(phantoms, trained, one_fold, split, tmp_path):
     """Other folds or patients, a fold that was not trained, what is no run: refused before anything is written."""
     with pytest.raises(UsageError, match="the patients, or their folds, are others"):
         train(phantoms, tmp_path / "cnn", "cnn.seed=3", begin=trained.out)
     with pytest.raises(UsageError, match="the patients, or their folds, are others"):
         train(phantoms, tmp_path / "cnn", begin=trained.out, labels=split[0])
+    with pytest.raises(UsageError, match="the patients, or their folds, are others"):
+        train(phantoms, tmp_path / "cnn", begin=of_changed_patient(trained.out, tmp_path / "changed"))
     with pytest.raises(UsageError, match=r"learnt from the folds that these would stop on; set cnn\.patience to 0"):
         train(phantoms, tmp_path / "cnn", "cnn.patience=1", begin=trained.out)
     with pytest.raises(UsageError, match="no network of fold 1, 2 to begin at"):

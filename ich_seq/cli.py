@@ -175,7 +175,8 @@ def train_cnn(
     "--cnn",
     type=Place(),
     multiple=True,
-    help="What train-cnn wrote; stands in for the encoder. Given twice, the networks of each fold embed side by side.",
+    help="What train-cnn wrote; stands in for the encoder. "
+    "Given more than once, each fold's networks embed side by side.",
 )
 @engine_option
 @phi_option

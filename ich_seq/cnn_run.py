@@ -187,8 +187,8 @@ def load_runs(roots: Sequence[Path]) -> CnnRun:
 
     Raises, besides what `load_run` does, UsageError if patients, their folds or the folds trained are not the same.
     """
-    if not roots or len({root.resolve() for root in roots}) < len(roots):
-        raise UsageError("No folder of train-cnn is named, or one of them twice.")
+    if len({root.resolve() for root in roots}) < len(roots):
+        raise UsageError(f"A run beside itself says nothing more: {', '.join(map(str, roots))} name one twice.")
     first, *others = (load_run(root) for root in roots)
     for run in others:
         named = f"{run.root} and {first.root} do not go together"
@@ -197,8 +197,11 @@ def load_runs(roots: Sequence[Path]) -> CnnRun:
                 f"{named}: their patients or folds differ, so that one could know whom the other never saw; train both "
                 "on the same labels, cnn.folds and cnn.seed."
             )
-        if set(run.results) != set(first.results):
-            raise UsageError(f"{named}: one lacks networks of the other; train the same folds, the final one too.")
+        if lacking := set(run.results) ^ set(first.results):
+            raise UsageError(
+                f"{named}: one has no network of fold {', '.join(map(str, sorted(lacking)))} (the last is the final "
+                "one), the other has; train it there too, with train-cnn --fold."
+            )
         first = replace(
             first,
             fold_of_patient=run.fold_of_patient | first.fold_of_patient,

@@ -289,7 +289,10 @@ def ensemble_of(encoders: Sequence[SliceEncoder]) -> SliceEncoder:
         return encoders[0]
     specs = (first, *others)
     if differing := [name for name in SHOWN if len({getattr(spec, name) for spec in specs}) > 1]:
-        raise UsageError(f"Networks side by side have to be shown the same, but differ in {', '.join(differing)}.")
+        raise UsageError(
+            f"Networks side by side have to be shown the same, but differ in {', '.join(differing)}: "
+            "train them with the same [slices], of architectures that timm normalises alike (mean, std)."
+        )
     heads = [encoder.head for encoder in encoders if encoder.head is not None]
     if len(heads) < len(specs) or first.late_pool or len(specs) > MAX_BESIDE:
         raise UsageError(f"Networks side by side, {MAX_BESIDE} at most, pool early and have a slice classifier each.")

@@ -81,7 +81,7 @@ def _imagenet(arch: str, names: list[str]) -> dict[str, Tensor]:
     if arch not in IMAGENET_SHA256:
         raise UsageError(
             f"Offline ImageNet weights exist for {', '.join(IMAGENET_SHA256)} only. For {arch} set encoder.weights to "
-            'the path of a safetensors file, or to "hub" to let timm download them.'
+            'the path of a safetensors file, to "hub" to let timm download them, or to "random".'
         )
     path = packaged_file(arch)
     if sha256_file(path) != IMAGENET_SHA256[arch]:

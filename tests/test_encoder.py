@@ -644,13 +644,13 @@ def test_a_record_of_networks_that_cannot_be_side_by_side_is_refused(tmp_path, a
 
 def test_feature_maps_of_unlike_places_stay_a_list():
     """Networks of other strides have places that are not the same; pooled, they are the embedding all the same."""
-    one, other = timm.create_model("resnet18", num_classes=0), timm.create_model("test_resnet", num_classes=0)
-    both, shown = Ensemble([one.eval(), other.eval()]), torch.rand(2, 3, 64, 64)
+    one, other = (timm.create_model("resnet18", num_classes=0, output_stride=stride).eval() for stride in (32, 16))
+    shown = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        seen, alike = both.forward_features(shown), Ensemble([one, one]).forward_features(shown)
+        seen, alike = Ensemble([one, other]).forward_features(shown), Ensemble([one, one]).forward_features(shown)
         assert [tuple(x.shape[2:]) for x in seen] == [(2, 2), (4, 4)]
-        torch.testing.assert_close(both.forward_head(seen), both(shown))
-        torch.testing.assert_close(Ensemble([one, one]).forward_head(alike), Ensemble([one, one])(shown))
+        for both, maps in ((Ensemble([one, other]), seen), (Ensemble([one, one]), alike)):
+            torch.testing.assert_close(both.forward_head(maps), both(shown))
     assert alike.shape == (2, 1024, 2, 2)
 
 

@@ -49,7 +49,7 @@ from ich_seq.progress import Progress, silent
 from ich_seq.reasons import Unused, unused_csv
 from ich_seq.samples import LabelledSlices, joined, label_slices
 from ich_seq.store import REJECTED
-from ich_seq.studies import Counts, Findings, account, find_studies
+from ich_seq.studies import Counts, Findings, Study, account, find_studies
 from ich_seq.tables import csv_table
 from ich_seq.weights import tensor_bytes, write_tensors
 
@@ -99,14 +99,16 @@ class Data:
     @property
     def fold_of_patient(self) -> dict[str, int]:
         """Return the fold of each patient that is judged, by its key."""
-        studies = zip(self.slices.studies, self.folds.tolist(), self.judged.tolist(), strict=True)
-        return {short_hash(study.patient_id): fold for study, fold, judged in studies if judged}
+        return {short_hash(study.patient_id): fold for study, fold in self._judged()}
 
     @property
     def fold_of_study(self) -> dict[str, int]:
         """Return the fold of each study that is judged, by its UID."""
+        return {study.uid: fold for study, fold in self._judged()}
+
+    def _judged(self) -> Iterator[tuple[Study, int]]:
         studies = zip(self.slices.studies, self.folds.tolist(), self.judged.tolist(), strict=True)
-        return {study.uid: fold for study, fold, judged in studies if judged}
+        return ((study, fold) for study, fold, judged in studies if judged)
 
     def learnable(self, *folds: int) -> NDArray[np.int64]:
         """Return all rows of these folds and of none."""

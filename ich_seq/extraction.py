@@ -114,14 +114,7 @@ def extract_features(
         return fill_store(source, out, networks, workers=workers, phi=phi, progress=progress, group=group)
 
 
-def _ready(
-    source: Source,
-    out: Path,
-    config: Config,
-    device: str,
-    cnn: Runs | None,
-    engine: str | None,
-) -> Networks:
+def _ready(source: Source, out: Path, config: Config, device: str, cnn: Runs | None, engine: str | None) -> Networks:
     """Check what is given, as far as one process can, and make the networks ready."""
     check_source(source, out)
     spare_others(out, MANIFEST)
@@ -130,11 +123,7 @@ def _ready(
 
 
 def open_networks(
-    config: Config,
-    device: torch.device,
-    *,
-    cnn: Runs | None = None,
-    engine: str | None = None,
+    config: Config, device: torch.device, *, cnn: Runs | None = None, engine: str | None = None
 ) -> Networks:
     """Make the settings' encoder ready, or the networks of one folder of train-cnn or of several."""
     execution = Execution.of(config.extract, engine)

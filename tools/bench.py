@@ -63,7 +63,6 @@ from ich_seq.sequence_fitting import SequenceTask, SequenceTraining
 from ich_seq.sequences import Batch, LabelledStudy
 from ich_seq.store import MANIFEST, StoreWriter, StudyFeatures, encoder_file, open_store
 from ich_seq.studies import find_studies
-from ich_seq.weights import IMAGENET_SHA256
 
 SIZE, BATCH = 256, Config().extract.batch_size
 NAIVE_BATCH = 32
@@ -122,7 +121,7 @@ def extract(chosen: argparse.Namespace) -> None:
 
 def config_of(chosen: argparse.Namespace) -> Config:
     """Return the settings of the run: ImageNet weights where they are at hand, else random ones."""
-    weights = "imagenet" if chosen.arch in IMAGENET_SHA256 else "random"
+    weights = "imagenet" if chosen.arch == "tf_efficientnet_lite0" else "random"
     return Config.model_validate(
         {
             "slices": {"size": SIZE},
